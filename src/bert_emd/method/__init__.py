@@ -1,0 +1,26 @@
+"""The method: distances, transport, cost attention, mappings and losses. Pure tensors, readable beside the paper."""
+
+from bert_emd.method.cost_attention import CostAttention, CostRule
+from bert_emd.method.distances import attention_distances, hidden_distances
+from bert_emd.method.features import Features, Needs
+from bert_emd.method.mappings import MAPPINGS, Mapping, MappingLoss, MappingOptions, build_mapping
+from bert_emd.method.prediction import hard_loss, prediction_loss, soft_loss
+from bert_emd.method.transport import transport_plan
+
+__all__ = [
+    "MAPPINGS",
+    "CostAttention",
+    "CostRule",
+    "Features",
+    "Mapping",
+    "MappingLoss",
+    "MappingOptions",
+    "Needs",
+    "attention_distances",
+    "build_mapping",
+    "hard_loss",
+    "hidden_distances",
+    "prediction_loss",
+    "soft_loss",
+    "transport_plan",
+]

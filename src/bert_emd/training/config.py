@@ -1,0 +1,310 @@
+"""Configuration: one typed, keyword-only dataclass a command.
+
+Every field is at once a command-line flag (with ``-`` or ``_``), a key of ``--config run.yaml`` and an argument in
+Python. The reference's names are kept. Values are checked when the dataclass is made, so that a bad one is refused
+before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from bert_emd.errors import UserError
+from bert_emd.method import MAPPINGS, CostRule
+
+__all__ = ["DistillConfig", "FinetuneConfig", "RunConfig", "StudentInit", "opt"]
+
+StudentInit = Literal["spread", "first", "last", "fresh"]
+Optimizer = Literal["adamw", "bert_adam"]
+Scheduler = Literal["linear", "constant", "constant_with_warmup", "cosine", "polynomial"]
+
+DATA, STUDENT, METHOD, TRAINING, OUTPUT = "data", "student", "method", "training", "output"
+
+
+def opt(default: Any, help: str, *, group: str, aliases: tuple[str, ...] = ()) -> Any:
+    """A field with its line of documentation, its group in ``--help`` and other names of its flag."""
+    metadata = {"help": help, "group": group, "aliases": aliases}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What fine-tuning and distillation share."""
+
+    # fmt: off
+    task_name: str | None = opt(None, "a GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; without it your own --train_file", group=DATA)
+    data_dir: str | None = opt(None, "the task's folder of TSV files, the folder above it, or a local copy of the hub's nyu-mll/glue (default: the hub)", group=DATA)
+    train_file: str | None = opt(None, "your own training data: .csv, .tsv or .jsonl with a text column (or two) and a label column", group=DATA)
+    validation_file: str | None = opt(None, "your own validation data (default: every tenth row of the training data is held out)", group=DATA)
+    test_file: str | None = opt(None, "your own test data; with it the score is reported there, and the checkpoint still chosen on the validation data", group=DATA)
+    text_columns: tuple[str, ...] | None = opt(None, "the one or two text columns, separated by a comma (default: guessed from the usual names)", group=DATA)
+    label_column: str | None = opt(None, "the label column (default: label)", group=DATA)
+    label_names: tuple[str, ...] | None = opt(None, "the names of the classes in the model's order, for a model whose labels are only called LABEL_0, LABEL_1, …", group=DATA)
+    regression: bool | None = opt(None, "whether the labels are numbers to be predicted (default: seen from the data)", group=DATA)
+    max_seq_length: int = opt(128, "longer inputs are truncated to this many tokens", group=DATA)
+    pad_to_max_length: bool = opt(False, "pad every batch to max_seq_length instead of to its longest row", group=DATA)
+    do_lower_case: bool | None = opt(None, "lower-case the text (default: as the tokenizer was saved)", group=DATA)
+    cache_dir: str | None = opt(None, "where downloads from the hub are kept", group=DATA)
+    overwrite_cache: bool = opt(False, "fetch a hub data set anew", group=DATA)
+
+    train_batch_size: int = opt(32, "rows a step, over all accumulation steps", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
+    eval_batch_size: int = opt(64, "rows a batch in evaluation", group=TRAINING, aliases=("per_gpu_eval_batch_size", "per_device_eval_batch_size"))
+    gradient_accumulation_steps: int = opt(1, "split each step's batch into this many parts", group=TRAINING)
+    learning_rate: float = opt(5e-5, "the peak learning rate", group=TRAINING)
+    num_train_epochs: float = opt(5.0, "passes over the training data", group=TRAINING)
+    max_steps: int = opt(-1, "stop after this many steps, whatever num_train_epochs says (-1: no limit)", group=TRAINING)
+    lr_scheduler: Scheduler = opt("linear", "the learning rate's course", group=TRAINING, aliases=("lr_scheduler_type",))
+    warmup_proportion: float = opt(0.1, "the part of all steps over which the learning rate rises", group=TRAINING, aliases=("warmup_ratio",))
+    warmup_steps: int | None = opt(None, "the same in steps; wins over warmup_proportion", group=TRAINING)
+    optimizer: Optimizer = opt("adamw", "adamw, or bert_adam: Adam without bias correction, as published", group=TRAINING)
+    weight_decay: float = opt(0.01, "decoupled weight decay", group=TRAINING)
+    adam_epsilon: float = opt(1e-8, "Adam's epsilon", group=TRAINING)
+    max_grad_norm: float = opt(1.0, "gradients are clipped to this norm", group=TRAINING)
+    eval_step: int | None = opt(None, "evaluate every so many steps (default: once an epoch)", group=TRAINING, aliases=("eval_steps",))
+    early_stopping: int | None = opt(None, "stop after this many evaluations without a better score (default: never)", group=TRAINING)
+    group_by_length: bool = opt(True, "put rows of like length into one batch, which saves padding", group=TRAINING)
+    bf16: bool = opt(False, "train under bfloat16 autocast; reported scores are float32 all the same", group=TRAINING)
+    fp16: bool = opt(False, "train under float16 autocast with loss scaling (GPU)", group=TRAINING)
+    no_cuda: bool = opt(False, "stay on the CPU even where there is a GPU", group=TRAINING, aliases=("use_cpu",))
+    seed: int = opt(42, "seeds the student's fresh weights, the order of the data and dropout", group=TRAINING)
+    logging_steps: int = opt(50, "log the losses every so many steps", group=TRAINING)
+    save_steps: int | None = opt(None, "write a checkpoint to resume from every so many steps (default: once an epoch)", group=TRAINING)
+    trainer_args: dict[str, Any] = opt({}, "further fields of transformers.TrainingArguments", group=TRAINING)
+
+    output_dir: str | None = opt(None, "where the model, its scores and the record of the run go; must be empty", group=OUTPUT)
+    overwrite_output_dir: bool = opt(False, "replace the files of an earlier run in output_dir (nothing else in it is touched)", group=OUTPUT)
+    resume_from_checkpoint: str | None = opt(None, "go on from the last checkpoint in output_dir (true), or from the one named", group=OUTPUT)
+    strict: bool = opt(False, "turn the warnings of the checks before the first step into errors", group=OUTPUT)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._at_least(1, "max_seq_length", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps")
+        self._at_least(1, "eval_step", "early_stopping", "logging_steps", "save_steps")
+        self._at_least(0, "seed", "warmup_steps", "weight_decay")
+        self._above_zero("learning_rate", "num_train_epochs", "adam_epsilon", "max_grad_norm")
+        self._between(0, 1, "warmup_proportion")
+        if self.max_seq_length < 3:
+            raise UserError(f"max_seq_length must be at least 3 to hold any text, not {self.max_seq_length}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise UserError(f"max_steps must be a positive number or -1, not {self.max_steps}")
+        if self.train_batch_size % self.gradient_accumulation_steps:
+            raise UserError(
+                f"train_batch_size {self.train_batch_size} cannot be split into "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} equal parts; choose a divisor"
+            )
+        if self.text_columns is not None and len(self.text_columns) not in (1, 2):
+            raise UserError(f"text_columns names {len(self.text_columns)} columns; name one or two")
+        if self.bf16 and self.fp16:
+            raise UserError("bf16 and fp16 exclude each other; keep one")
+
+    def _check_types(self) -> None:
+        for f in dataclasses.fields(self):
+            value, wanted = getattr(self, f.name), str(f.type)
+            fine = (
+                (value is None and "None" in wanted)
+                or ("tuple" in wanted and isinstance(value, tuple) and all(isinstance(v, str) for v in value))
+                or ("bool" in wanted and isinstance(value, bool))
+                or ("int" in wanted.split(" | ") and isinstance(value, int) and not isinstance(value, bool))
+                or (wanted == "float" and isinstance(value, (int, float)) and not isinstance(value, bool))
+                or ("str" in wanted.split(" | ") and isinstance(value, str))
+                or (wanted.startswith("dict") and isinstance(value, dict))
+            )
+            choices = get_args(_CHOICES[wanted]) if wanted in _CHOICES else None
+            if choices is not None:
+                if value not in choices:
+                    raise UserError(f"{f.name} must be one of {', '.join(choices)}, not {value!r}")
+            elif not fine:
+                raise UserError(f"{f.name} must be {wanted.replace(' | None', '')}, not {value!r}")
+
+    def _at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= low):
+                raise UserError(f"{name} must be at least {low}, not {value}")
+
+    def _above_zero(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be above 0, not {value}")
+
+    def _between(self, low: float, high: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not (low <= value <= high):
+                raise UserError(f"{name} must lie between {low} and {high}, not {value}")
+
+    def unused(self) -> dict[str, str]:
+        """Fields that have no effect under the present values, each with the reason."""
+        found = {}
+        if self.warmup_steps is not None:
+            found["warmup_proportion"] = "warmup_steps is set"
+        if self.lr_scheduler == "constant":
+            found["warmup_proportion"] = "lr_scheduler is constant"
+            found["warmup_steps"] = "lr_scheduler is constant"
+        if self.max_steps > 0:
+            found["num_train_epochs"] = "max_steps is set"
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
+    """`bert-emd finetune`: a classifier from a pretrained encoder, the teacher of a later distillation."""
+
+    # fmt: off
+    model_name_or_path: str | None = opt(None, "the encoder to fine-tune: a folder or a hub id", group=DATA)
+    model_type: str | None = opt(None, "the encoder's architecture (bert, roberta, …); checked against the model when given", group=DATA)
+    config_name: str | None = opt(None, "another configuration than the model's own", group=DATA)
+    tokenizer_name: str | None = opt(None, "another tokenizer than the model's own", group=DATA)
+    do_train: bool = opt(False, "train (the default when none of do_train, do_eval, do_predict is given)", group=TRAINING)
+    do_eval: bool = opt(False, "without do_train: only evaluate model_name_or_path on the validation data", group=TRAINING)
+    do_predict: bool = opt(False, "write predictions for the test data as well", group=TRAINING)
+    evaluate_during_training: bool = opt(False, "evaluate at every logging step unless eval_step says otherwise", group=TRAINING)
+    eval_all_checkpoints: bool = opt(False, "keep every checkpoint and report each one's score", group=TRAINING)
+    local_rank: int = opt(-1, "set by launchers; use torchrun", group=TRAINING)
+    learning_rate: float = opt(2e-5, "the peak learning rate", group=TRAINING)
+    num_train_epochs: float = opt(4.0, "passes over the training data", group=TRAINING)
+    # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunConfig):
+    """`bert-emd distill`: a small student from a fine-tuned teacher."""
+
+    # fmt: off
+    teacher_model: str | None = opt(None, "the fine-tuned teacher: a folder or a hub id", group=STUDENT)
+    student_model: str | None = opt(None, "start the student from this checkpoint (a folder or a hub id) instead of the teacher's layers", group=STUDENT)
+    student_layers: int | None = opt(None, "how many of the teacher's layers the student gets, spread evenly (default: half)", group=STUDENT)
+    student_layer_ids: tuple[int, ...] | None = opt(None, "exactly these teacher layers, counted from 1: 1,3,6", group=STUDENT)
+    student_init: StudentInit = opt("spread", "which teacher layers are copied: spread, first or last; fresh starts from random weights", group=STUDENT)
+    student_hidden_size: int | None = opt(None, "another width than the teacher's; implies fresh weights", group=STUDENT)
+    student_num_attention_heads: int | None = opt(None, "another number of heads; implies fresh weights", group=STUDENT)
+    student_intermediate_size: int | None = opt(None, "another feed-forward width; implies fresh weights", group=STUDENT)
+    no_pretrain: bool = opt(False, "take only the shape of student_model and fresh weights", group=STUDENT)
+    projection: bool = opt(False, "train a projection from student to teacher width even where the widths agree", group=STUDENT)
+    share_param: bool = opt(True, "one projection for all layers; false: one a layer", group=STUDENT)
+
+    mapping: str = opt("emd", f"which layers learn from which: {', '.join(MAPPINGS)}; kd: from the prediction alone; none: no teacher at all", group=METHOD)
+    alpha: float = opt(1.0, "the teacher's part in the prediction loss, the labels' is 1 - alpha", group=METHOD)
+    beta: float = opt(1.0, "weight of the intermediate losses", group=METHOD)
+    theta: float = opt(1.0, "weight of the mapping within them, against the embeddings", group=METHOD)
+    T: float = opt(1.0, "temperature of the prediction loss", group=METHOD)
+    T_emd: float = opt(1.0, "temperature of the layer weights (softmax rules)", group=METHOD)
+    rule: CostRule = opt("ratio", "how the layer weights follow the costs: ratio, softmax, double-softmax or fixed", group=METHOD)
+    seperate: bool = opt(False, "keep the layer weights of attention and hidden states apart", group=METHOD, aliases=("separate",))
+    use_att: bool = opt(True, "match attention scores", group=METHOD)
+    use_rep: bool = opt(True, "match hidden states", group=METHOD)
+    use_embedding: bool = opt(True, "match embedding outputs", group=METHOD)
+    count_padding: bool = opt(False, "count padded positions in the means, as the published numbers did; pads to max_seq_length", group=METHOD)
+    one_step: bool = opt(True, "all losses at once; false: the intermediate losses alone, constant learning rate", group=METHOD)
+    pred_distill: bool = opt(False, "the prediction loss alone", group=METHOD)
+    new_pred_loss: bool = opt(True, "false: soft loss times T²/2 without alpha, regression on the labels", group=METHOD)
+    reduce_T: float = opt(1.0, "divides the soft loss", group=METHOD)
+    use_emd: bool = opt(True, "false: the uniform mapping", group=METHOD)
+    update_weight: bool = opt(True, "false: the layer weights stay uniform (rule fixed)", group=METHOD)
+    tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false", group=METHOD)
+    pkd: bool = opt(False, "the PKD baseline: normalised [CLS] states, every M-th teacher layer", group=METHOD)
+    aug_train: bool = opt(False, "train on the task's train_aug.tsv", group=DATA)
+    do_eval: bool = opt(False, "only evaluate student_model on the validation data", group=TRAINING)
+    do_predict: bool = opt(False, "only write student_model's predictions for the test data", group=TRAINING)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._between(0, 1, "alpha")
+        self._at_least(0, "beta", "theta")
+        self._above_zero("T", "T_emd", "reduce_T")
+        self._at_least(
+            1, "student_layers", "student_hidden_size", "student_num_attention_heads", "student_intermediate_size"
+        )
+        known = (*MAPPINGS, "kd", "none")
+        if self.mapping not in known:
+            raise UserError(f"mapping must be one of {', '.join(known)}, not {self.mapping!r}")
+        if self.student_layers is not None and self.student_layer_ids is not None:
+            raise UserError("student_layers and student_layer_ids exclude each other; keep one")
+        if self.student_layer_ids is not None and self.student_init != "spread":
+            raise UserError("student_layer_ids names the layers, so student_init has no say; keep one")
+        if self.student_model is not None:
+            for name in ("student_layers", "student_layer_ids", *_SIZES):
+                if getattr(self, name) is not None:
+                    raise UserError(f"student_model brings its own shape; leave {name} out")
+        if self.no_pretrain and self.student_model is None:
+            raise UserError("no_pretrain takes the shape of a student_model; name one, or use student_init fresh")
+        if self.pred_distill and not self.one_step:
+            raise UserError("one_step false leaves the intermediate losses alone, pred_distill the prediction loss alone; keep one")
+        if not self.one_step and self.effective_mapping in ("kd", "none"):
+            raise UserError(f"one_step false trains the intermediate losses, but mapping {self.effective_mapping} has none")
+        if not self.one_step and not (self.use_att or self.use_rep or self.use_embedding):
+            raise UserError("with use_att, use_rep and use_embedding all false, one_step false leaves nothing to learn")
+
+    @property
+    def effective_mapping(self) -> str:
+        """The mapping after the reference's switches."""
+        if self.pred_distill and self.mapping != "none":
+            return "kd"
+        if self.pkd:
+            return "pkd"
+        if self.mapping == "emd" and not self.use_emd:
+            return "uniform"
+        return self.mapping
+
+    @property
+    def effective_rule(self) -> CostRule:
+        """The rule after ``update_weight``."""
+        return self.rule if self.update_weight else "fixed"
+
+    @property
+    def effective_alpha(self) -> float:
+        """Without a teacher only the labels are left."""
+        return 0.0 if self.effective_mapping == "none" else self.alpha
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether training uses the label column."""
+        if not self.one_step:
+            return False
+        return self.effective_alpha < 1
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the student starts from random weights."""
+        return self.student_init == "fresh" or self.no_pretrain or any(getattr(self, n) is not None for n in _SIZES)
+
+    def unused(self) -> dict[str, str]:
+        found = super().unused()
+        mapping = self.effective_mapping
+        if mapping in ("kd", "none"):
+            reason = f"mapping is {mapping}" if not self.pred_distill else "pred_distill is set"
+            for name in ("beta", "theta", "use_att", "use_rep", "use_embedding", "count_padding", "projection"):
+                found[name] = reason
+        if mapping != "emd":
+            for name in ("T_emd", "rule", "seperate", "update_weight"):
+                found[name] = f"mapping is {mapping}"
+        elif self.effective_rule in ("ratio", "fixed"):
+            found["T_emd"] = f"rule is {self.effective_rule}"
+            if self.effective_rule == "fixed":
+                found["seperate"] = "rule is fixed"
+        if mapping == "none":
+            for name in ("alpha", "T", "reduce_T", "new_pred_loss"):
+                found[name] = "there is no teacher in the loss"
+        if mapping == "pkd":
+            for name in ("use_att", "use_rep", "use_embedding"):
+                found[name] = "PKD matches [CLS] states only"
+        if not self.one_step:
+            for name in ("alpha", "beta", "theta", "T", "reduce_T", "new_pred_loss"):
+                found[name] = "one_step is false"
+        if not self.new_pred_loss:
+            found["alpha"] = "new_pred_loss is false"
+        return found
+
+
+_SIZES = ("student_hidden_size", "student_num_attention_heads", "student_intermediate_size")
+_CHOICES: dict[str, Any] = {
+    "StudentInit": StudentInit, "Optimizer": Optimizer, "Scheduler": Scheduler, "CostRule": CostRule,
+}  # fmt: skip
