@@ -101,8 +101,9 @@ class CostAttention:
             ("hidden", hidden_cost, hidden_plan),
         ):
             if cost is not None:
-                spent_MN = self._checked(f"{name}_cost", cost) * self._checked(f"{name}_plan", plan)
-                terms.append((name, spent_MN))
+                cost_MN, plan_MN = self._checked(f"{name}_cost", cost), self._checked(f"{name}_plan", plan)
+                # Every rule is blind to the scale of the costs; relative to the largest none of the sums overflows.
+                terms.append((name, cost_MN / (cost_MN.max() or 1.0) * plan_MN))
         if self.rule == "fixed" or not terms:
             return
         sides = {"student": 1, "teacher": 0}
@@ -122,12 +123,14 @@ class CostAttention:
     def _step(self, unit_cost: Vector) -> Vector:
         top = unit_cost.max()
         if top <= 0:
-            return np.full(len(unit_cost), 1.0 / len(unit_cost))
-        # Relative to the largest cost nothing overflows, and every rule is blind to the scale.
-        c = np.maximum(unit_cost / top, _UNIT_COST_FLOOR)
+            return np.full(len(unit_cost), 1.0 / len(unit_cost), dtype=np.float64)
+        c: Vector = np.maximum(unit_cost / top, _UNIT_COST_FLOOR)
         if self.rule == "ratio":
-            return (1 / c) / (1 / c).sum()
-        return _softmax(c.sum() / c / self.temperature)
+            weights: Vector = (1 / c) / (1 / c).sum()
+            return weights
+        r: Vector = c.sum() / c
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf, which exp takes
+            return _softmax((r - r.max()) / self.temperature)
 
     def _checked(self, name: str, value: Any) -> Vector:
         if isinstance(value, torch.Tensor):
@@ -143,9 +146,11 @@ class CostAttention:
 
 def _softmax(x: Vector) -> Vector:
     e: Vector = np.exp(x - x.max())
-    return e / e.sum()
+    weights: Vector = e / e.sum()
+    return weights
 
 
 def _floored(weights: Vector) -> Vector:
-    weights = np.maximum(weights, _WEIGHT_FLOOR)
-    return weights / weights.sum()
+    floored: Vector = np.maximum(weights, _WEIGHT_FLOOR)
+    floored /= floored.sum()
+    return floored

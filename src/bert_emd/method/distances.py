@@ -60,9 +60,7 @@ def hidden_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], mask:
     return _HiddenDistances.apply(kept, len(student), *student, *teacher)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def attention_distances(
-    student: Sequence[QueryKey], teacher: Sequence[QueryKey], mask: Tensor | None = None
-) -> Tensor:
+def attention_distances(student: Sequence[QueryKey], teacher: Sequence[QueryKey], mask: Tensor | None = None) -> Tensor:
     r"""Mean squared error between the attention scores of every student layer and every teacher layer.
 
     .. math:: A = Q K^\top / \sqrt{d}, \qquad D_{ij} = \operatorname{mean}\,(A^S_i - A^T_j)^2
@@ -88,19 +86,22 @@ def attention_distances(
     Source: Li et al., EMNLP 2020, section 3.2.
     """
     _check_layers(student, teacher)
-    batch, _, length, _ = student[0][0].shape
+    first = student[0][0]
+    batch, length = first.shape[0], first.shape[-2]
     for name, layers in (("student", student), ("teacher", teacher)):
         for q, k in layers:
+            if q.dim() != 4:
+                raise ValueError(
+                    f"a {name} query has {q.dim()} dimensions; they are [batch, heads, tokens, head width]"
+                )
             if q.shape != k.shape:
                 raise ValueError(f"a {name} query has shape {tuple(q.shape)} but its key {tuple(k.shape)}")
             if (q.shape[0], q.shape[2]) != (batch, length):
                 raise ValueError(
                     f"a {name} layer has batch {q.shape[0]} and length {q.shape[2]}, another {batch} and {length}"
                 )
-    kept_BL = None
-    if mask is not None:
-        _kept_positions(mask, (batch, length), mask.device)
-        kept_BL = mask.to(student[0][0].device).bool()
+    _kept_positions(mask, (batch, length), first.device)
+    kept_BL = None if mask is None else mask.to(first.device).bool()
     heads = {q.shape[1] for q, _ in (*student, *teacher)}
     flat = [tensor for pair in (*student, *teacher) for tensor in pair]
     return _AttentionDistances.apply(kept_BL, len(student), len(heads) > 1, *flat)  # type: ignore[no-any-return, no-untyped-call]
@@ -120,10 +121,11 @@ class _HiddenDistances(torch.autograd.Function):
                 for j, t in enumerate(teacher):
                     total_MN[i, j] += _squared_norm(s - t)
         ctx.count = _positions(layers[0], kept) * layers[0].shape[-1]
-        return (total_MN / ctx.count).to(_result_dtype(layers))
+        cost_MN: Tensor = total_MN / ctx.count
+        return cost_MN.to(_result_dtype(layers))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         layers, m, kept = ctx.saved_tensors, ctx.m, ctx.kept
         # d D_ij / d S_i = 2/count (S_i - T_j)
@@ -166,10 +168,11 @@ class _AttentionDistances(torch.autograd.Function):
         batch, heads, length, _ = flat[0].shape
         pairs = batch * length**2 if kept_BL is None else int(kept_BL.sum(1).square().sum())
         ctx.count = pairs * (1 if average else heads)
-        return (total_MN / ctx.count).to(_result_dtype(flat))
+        cost_MN: Tensor = total_MN / ctx.count
+        return cost_MN.to(_result_dtype(flat))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         flat, m, kept_BL, average = ctx.saved_tensors, ctx.m, ctx.kept_BL, ctx.average
         layers = list(zip(flat[::2], flat[1::2], strict=True))
@@ -191,7 +194,8 @@ class _AttentionDistances(torch.autograd.Function):
                 for j, scale in enumerate(scale_MN[i]):
                     if scale != 0:
                         if j not in teacher:
-                            teacher[j] = _scores(*layers[m + j], part, kept_BL, average)
+                            q_t, k_t = layers[m + j]
+                            teacher[j] = _scores(q_t, k_t, part, kept_BL, average)
                         grad_scores.add_(s - teacher[j], alpha=scale)
                 # A = Q Kᵀ/√d (averaged over heads where asked), so dQ = dA K/√d and dK = dAᵀ Q/√d. Scores at padding
                 # are zero on both sides, so dA is zero there and padded rows get no gradient.
@@ -213,6 +217,8 @@ def _check_layers(student: Sequence[Any], teacher: Sequence[Any]) -> None:
 def _kept_positions(mask: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor | None:
     """Indices of the kept positions in the flattened [B * L], or None for all of them."""
     if mask is None:
+        if 0 in shape:
+            raise ValueError("the layers hold no position at all")
         return None
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"mask has shape {tuple(mask.shape)}, the layers have {tuple(shape)}")
@@ -233,7 +239,7 @@ def _row_pieces(layer: Tensor, kept: Tensor | None) -> Iterator[Tensor | slice]:
         total = layer.shape[0] * layer.shape[1]
         yield from (slice(start, min(start + step, total)) for start in range(0, total, step))
     else:
-        yield from kept.split(step)
+        yield from torch.split(kept, step)
 
 
 def _rows(layer: Tensor, rows: Tensor | slice) -> Tensor:
@@ -250,7 +256,7 @@ def _batch_pieces(layers: Sequence[QueryKey]) -> Iterator[slice]:
 def _piece(tensor_BHLd: Tensor, part: slice, kept_BL: Tensor | None) -> Tensor:
     piece = _wide(tensor_BHLd[part])
     if kept_BL is not None:
-        piece = piece * kept_BL[part, None, :, None].to(piece.dtype)
+        piece = piece.masked_fill(~kept_BL[part, None, :, None], 0)  # not a product: padding may hold anything
     return piece
 
 
@@ -276,7 +282,8 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def _squared_norm(difference: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(difference).double().square()
+    """Σ x², overwriting x. `sum` adds pairwise; a vector norm adds in sequence and loses digits on large pieces."""
+    return difference.square_().sum().double()
 
 
 def _positions(layer: Tensor, kept: Tensor | None) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["transport_plan"]
 
-# Masses that are equal on paper differ by rounding: layer weights are renormalised in float64, but users may pass float32.
+# Masses that are equal on paper differ by rounding: layer weights are renormalised in float64, users may pass float32.
 _MASS_TOLERANCE = 1e-6
 
 
@@ -57,15 +57,18 @@ def transport_plan(cost: Any, student_weights: Any, teacher_weights: Any) -> NDA
     student_top, teacher_top = student_M.max(), teacher_N.max()
     if student_top == 0 or teacher_top == 0:
         raise ValueError("student_weights and teacher_weights each need at least one weight above zero")
-    mass, mass_teacher = student_M.sum(), teacher_N.sum()
+    with np.errstate(over="ignore"):
+        mass, mass_teacher = float(student_M.sum()), float(teacher_N.sum())
+    if not np.isfinite(mass + mass_teacher):
+        raise ValueError("the weights are too large to be summed")
     if abs(mass - mass_teacher) > _MASS_TOLERANCE * max(mass, mass_teacher):
-        raise ValueError(f"student_weights sum to {mass!r} but teacher_weights to {mass_teacher!r}; the sums must agree")
+        raise ValueError(
+            f"student_weights sum to {mass!r} but teacher_weights to {mass_teacher!r}; the sums must agree"
+        )
     a_M = student_M / student_top
     b_N = teacher_N / teacher_top
     a_M, b_N = a_M / a_M.sum(), b_N / b_N.sum()
-    scale = d_MN.max()
-    if scale == 0:
-        return np.outer(a_M, b_N) * mass
+    scale = d_MN.max() or 1.0  # where nothing costs anything, any plan will do
     with warnings.catch_warnings():
         # A plan that is not optimal must never pass silently: POT only warns when it gives up.
         warnings.simplefilter("error")

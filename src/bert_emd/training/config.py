@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS, CostRule
 
-__all__ = ["DistillConfig", "FinetuneConfig", "RunConfig", "StudentInit", "opt"]
+__all__ = ["DataConfig", "DistillConfig", "EvaluateConfig", "FinetuneConfig", "RunConfig", "StudentInit", "opt"]
 
 StudentInit = Literal["spread", "first", "last", "fresh"]
 Optimizer = Literal["adamw", "bert_adam"]
@@ -33,8 +33,8 @@ def opt(default: Any, help: str, *, group: str, aliases: tuple[str, ...] = ()) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What fine-tuning and distillation share."""
+class DataConfig:
+    """Which data a command reads, and how it runs a model over it."""
 
     # fmt: off
     task_name: str | None = opt(None, "a GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; without it your own --train_file", group=DATA)
@@ -52,63 +52,23 @@ class RunConfig:
     cache_dir: str | None = opt(None, "where downloads from the hub are kept", group=DATA)
     overwrite_cache: bool = opt(False, "fetch a hub data set anew", group=DATA)
 
-    train_batch_size: int = opt(32, "rows a step, over all accumulation steps", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
-    eval_batch_size: int = opt(64, "rows a batch in evaluation", group=TRAINING, aliases=("per_gpu_eval_batch_size", "per_device_eval_batch_size"))
-    gradient_accumulation_steps: int = opt(1, "split each step's batch into this many parts", group=TRAINING)
-    learning_rate: float = opt(5e-5, "the peak learning rate", group=TRAINING)
-    num_train_epochs: float = opt(5.0, "passes over the training data", group=TRAINING)
-    max_steps: int = opt(-1, "stop after this many steps, whatever num_train_epochs says (-1: no limit)", group=TRAINING)
-    lr_scheduler: Scheduler = opt("linear", "the learning rate's course", group=TRAINING, aliases=("lr_scheduler_type",))
-    warmup_proportion: float = opt(0.1, "the part of all steps over which the learning rate rises", group=TRAINING, aliases=("warmup_ratio",))
-    warmup_steps: int | None = opt(None, "the same in steps; wins over warmup_proportion", group=TRAINING)
-    optimizer: Optimizer = opt("adamw", "adamw, or bert_adam: Adam without bias correction, as published", group=TRAINING)
-    weight_decay: float = opt(0.01, "decoupled weight decay", group=TRAINING)
-    adam_epsilon: float = opt(1e-8, "Adam's epsilon", group=TRAINING)
-    max_grad_norm: float = opt(1.0, "gradients are clipped to this norm", group=TRAINING)
-    eval_step: int | None = opt(None, "evaluate every so many steps (default: once an epoch)", group=TRAINING, aliases=("eval_steps",))
-    early_stopping: int | None = opt(None, "stop after this many evaluations without a better score (default: never)", group=TRAINING)
-    group_by_length: bool = opt(True, "put rows of like length into one batch, which saves padding", group=TRAINING)
-    bf16: bool = opt(False, "train under bfloat16 autocast; reported scores are float32 all the same", group=TRAINING)
-    fp16: bool = opt(False, "train under float16 autocast with loss scaling (GPU)", group=TRAINING)
-    no_cuda: bool = opt(False, "stay on the CPU even where there is a GPU", group=TRAINING, aliases=("use_cpu",))
-    seed: int = opt(42, "seeds the student's fresh weights, the order of the data and dropout", group=TRAINING)
-    logging_steps: int = opt(50, "log the losses every so many steps", group=TRAINING)
-    save_steps: int | None = opt(None, "write a checkpoint to resume from every so many steps (default: once an epoch)", group=TRAINING)
-    trainer_args: dict[str, Any] = opt({}, "further fields of transformers.TrainingArguments", group=TRAINING)
-
-    output_dir: str | None = opt(None, "where the model, its scores and the record of the run go; must be empty", group=OUTPUT)
-    overwrite_output_dir: bool = opt(False, "replace the files of an earlier run in output_dir (nothing else in it is touched)", group=OUTPUT)
-    resume_from_checkpoint: str | None = opt(None, "go on from the last checkpoint in output_dir (true), or from the one named", group=OUTPUT)
-    strict: bool = opt(False, "turn the warnings of the checks before the first step into errors", group=OUTPUT)
+    eval_batch_size: int = opt(64, "rows a batch in evaluation", group=DATA, aliases=("per_gpu_eval_batch_size", "per_device_eval_batch_size"))
+    no_cuda: bool = opt(False, "stay on the CPU even where there is a GPU", group=DATA, aliases=("use_cpu",))
     # fmt: on
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._at_least(1, "max_seq_length", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps")
-        self._at_least(1, "eval_step", "early_stopping", "logging_steps", "save_steps")
-        self._at_least(0, "seed", "warmup_steps", "weight_decay")
-        self._above_zero("learning_rate", "num_train_epochs", "adam_epsilon", "max_grad_norm")
-        self._between(0, 1, "warmup_proportion")
-        if self.max_seq_length < 3:
-            raise UserError(f"max_seq_length must be at least 3 to hold any text, not {self.max_seq_length}")
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise UserError(f"max_steps must be a positive number or -1, not {self.max_steps}")
-        if self.train_batch_size % self.gradient_accumulation_steps:
-            raise UserError(
-                f"train_batch_size {self.train_batch_size} cannot be split into "
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps} equal parts; choose a divisor"
-            )
+        self._at_least(1, "eval_batch_size")
+        self._at_least(3, "max_seq_length")
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise UserError(f"text_columns names {len(self.text_columns)} columns; name one or two")
-        if self.bf16 and self.fp16:
-            raise UserError("bf16 and fp16 exclude each other; keep one")
 
     def _check_types(self) -> None:
         for f in dataclasses.fields(self):
             value, wanted = getattr(self, f.name), str(f.type)
             fine = (
                 (value is None and "None" in wanted)
-                or ("tuple" in wanted and isinstance(value, tuple) and all(isinstance(v, str) for v in value))
+                or (wanted.startswith("tuple[") and _is_tuple_of(value, int if "int" in wanted else str))
                 or ("bool" in wanted and isinstance(value, bool))
                 or ("int" in wanted.split(" | ") and isinstance(value, int) and not isinstance(value, bool))
                 or (wanted == "float" and isinstance(value, (int, float)) and not isinstance(value, bool))
@@ -140,6 +100,57 @@ class RunConfig:
             if not (low <= value <= high):
                 raise UserError(f"{name} must lie between {low} and {high}, not {value}")
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig):
+    """What fine-tuning and distillation share."""
+
+    # fmt: off
+    train_batch_size: int = opt(32, "rows a step, over all accumulation steps", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
+    gradient_accumulation_steps: int = opt(1, "split each step's batch into this many parts", group=TRAINING)
+    learning_rate: float = opt(5e-5, "the peak learning rate", group=TRAINING)
+    num_train_epochs: float = opt(5.0, "passes over the training data", group=TRAINING)
+    max_steps: int = opt(-1, "stop after this many steps, whatever num_train_epochs says (-1: no limit)", group=TRAINING)
+    lr_scheduler: Scheduler = opt("linear", "the learning rate's course", group=TRAINING, aliases=("lr_scheduler_type",))
+    warmup_proportion: float = opt(0.1, "the part of all steps over which the learning rate rises", group=TRAINING, aliases=("warmup_ratio",))
+    warmup_steps: int | None = opt(None, "the same in steps; wins over warmup_proportion", group=TRAINING)
+    optimizer: Optimizer = opt("adamw", "adamw, or bert_adam: Adam without bias correction, as published", group=TRAINING)
+    weight_decay: float = opt(0.01, "decoupled weight decay", group=TRAINING)
+    adam_epsilon: float = opt(1e-8, "Adam's epsilon", group=TRAINING)
+    max_grad_norm: float = opt(1.0, "gradients are clipped to this norm", group=TRAINING)
+    eval_step: int | None = opt(None, "evaluate every so many steps (default: once an epoch)", group=TRAINING, aliases=("eval_steps",))
+    early_stopping: int | None = opt(None, "stop after this many evaluations without a better score (default: never)", group=TRAINING)
+    group_by_length: bool = opt(True, "put rows of like length into one batch, which saves padding", group=TRAINING)
+    bf16: bool = opt(False, "train under bfloat16 autocast; reported scores are float32 all the same", group=TRAINING)
+    fp16: bool = opt(False, "train under float16 autocast with loss scaling (GPU)", group=TRAINING)
+    seed: int = opt(42, "seeds the student's fresh weights, the order of the data and dropout", group=TRAINING)
+    logging_steps: int = opt(50, "log the losses every so many steps", group=TRAINING)
+    save_steps: int | None = opt(None, "write a checkpoint to resume from every so many steps (default: once an epoch)", group=TRAINING)
+    trainer_args: dict[str, Any] = opt({}, "further fields of transformers.TrainingArguments", group=TRAINING)
+
+    output_dir: str | None = opt(None, "where the model, its scores and the record of the run go; must be empty", group=OUTPUT)
+    overwrite_output_dir: bool = opt(False, "replace the files of an earlier run in output_dir (nothing else in it is touched)", group=OUTPUT)
+    resume_from_checkpoint: str | None = opt(None, "go on from the last checkpoint in output_dir (true), or from the one named", group=OUTPUT)
+    strict: bool = opt(False, "turn the warnings of the checks before the first step into errors", group=OUTPUT)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(1, "train_batch_size", "gradient_accumulation_steps")
+        self._at_least(1, "eval_step", "early_stopping", "logging_steps", "save_steps")
+        self._at_least(0, "seed", "warmup_steps", "weight_decay")
+        self._above_zero("learning_rate", "num_train_epochs", "adam_epsilon", "max_grad_norm")
+        self._between(0, 1, "warmup_proportion")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise UserError(f"max_steps must be a positive number or -1, not {self.max_steps}")
+        if self.train_batch_size % self.gradient_accumulation_steps:
+            raise UserError(
+                f"train_batch_size {self.train_batch_size} cannot be split into "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} equal parts; choose a divisor"
+            )
+        if self.bf16 and self.fp16:
+            raise UserError("bf16 and fp16 exclude each other; keep one")
+
     def unused(self) -> dict[str, str]:
         """Fields that have no effect under the present values, each with the reason."""
         found = {}
@@ -151,6 +162,16 @@ class RunConfig:
         if self.max_steps > 0:
             found["num_train_epochs"] = "max_steps is set"
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DataConfig):
+    """`bert-emd evaluate` and `bert-emd predict`: a saved model on given data."""
+
+    # fmt: off
+    model_name_or_path: str | None = opt(None, "the model: a folder or a hub id", group=DATA)
+    output_dir: str | None = opt(None, "where the scores (evaluate, optional) or the predictions (predict) go", group=OUTPUT)
+    # fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +323,10 @@ class DistillConfig(RunConfig):
         if not self.new_pred_loss:
             found["alpha"] = "new_pred_loss is false"
         return found
+
+
+def _is_tuple_of(value: Any, kind: type) -> bool:
+    return isinstance(value, tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
 _SIZES = ("student_hidden_size", "student_num_attention_heads", "student_intermediate_size")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_emd.method.cost_attention import CostRule
+from bert_emd.method.distances import hidden_distances
+from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
 
 __all__ = ["Mapping", "MappingLoss", "MappingOptions"]
@@ -57,11 +58,9 @@ class Mapping(nn.Module, abc.ABC):
     @property
     def needs(self) -> Needs:
         """What the tap has to supply."""
-        return Needs(
-            embedding=self.options.embedding, hidden=self.options.hidden, attention=self.options.attention
-        )
+        return Needs(embedding=self.options.embedding, hidden=self.options.hidden, attention=self.options.attention)
 
-    def start_epoch(self, epoch: int) -> None:  # noqa: B027 - most mappings have nothing to do
+    def start_epoch(self, epoch: int) -> None:
         """Told before the first batch of each epoch, counted from 0."""
 
     @abc.abstractmethod
@@ -76,23 +75,24 @@ class Mapping(nn.Module, abc.ABC):
         """L_emb: mean squared error of the embedding outputs over the kept positions, outside any mapping."""
         if not self.options.embedding:
             return None
-        assert student.embedding is not None and teacher.embedding is not None
-        if mask is None:
-            return F.mse_loss(student.embedding.float(), teacher.embedding.float())
-        kept = mask.bool()
-        return F.mse_loss(student.embedding[kept].float(), teacher.embedding[kept].float())
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        cost = hidden_distances([student.embedding], [teacher.embedding], mask)[0, 0]
+        return cost * whole_batch_mean(cost, self.positions(student, mask)[0])[1]
 
     @staticmethod
     def positions(student: Features, mask: Tensor | None) -> tuple[int, int]:
         """How many positions and how many query-key pairs the means of this batch run over."""
         if mask is not None:
-            lengths = mask.sum(1)
+            lengths = mask.bool().sum(1)
             return int(lengths.sum()), int(lengths.square().sum())
-        tensor = student.hidden[0] if student.hidden else student.attention[0][0]
+        tensor = student.embedding
+        if tensor is None:
+            tensor = student.hidden[0] if student.hidden else student.attention[0][0]
         batch, length = tensor.shape[0], tensor.shape[-2]
         return batch * length, batch * length**2
 
 
 def weighted_sum(weights: Any, cost: Tensor) -> Tensor:
-    """Σ_ij F_ij D_ij with F a constant for the gradient; only entries with F_ij > 0 take part."""
+    """Σ_ij F_ij D_ij with F a constant for the gradient."""
     return (torch.as_tensor(weights, dtype=cost.dtype, device=cost.device) * cost).sum()

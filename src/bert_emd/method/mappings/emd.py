@@ -49,12 +49,10 @@ class EmdMapping(Mapping):
         ):
             if not wanted:
                 continue
-            cost_MN: Tensor = distances(getattr(student, term), getattr(teacher, term), mask)  # type: ignore[operator]
+            cost_MN: Tensor = distances(getattr(student, term), getattr(teacher, term), mask)
             whole_MN, factor = whole_batch_mean(cost_MN, count)
             whole = whole_MN.to("cpu", torch.float64).numpy()
-            plan = transport_plan(
-                whole, getattr(weights, f"{term}_student"), getattr(weights, f"{term}_teacher")
-            )
+            plan = transport_plan(whole, getattr(weights, f"{term}_student"), getattr(weights, f"{term}_teacher"))
             setattr(loss, term, weighted_sum(plan, cost_MN) * factor)
             moved |= {f"{term}_cost": whole, f"{term}_plan": plan}
             loss.record[term] = {"cost": whole, "plan": plan}
@@ -80,6 +78,9 @@ class EmdMapping(Mapping):
         m, n = self.options.num_student, self.options.num_teacher
         if state.shape != (2 * (m + n),):
             raise ValueError(f"the saved layer weights are for other depths than {m} and {n} layers")
-        parts = torch.as_tensor(state).to("cpu", torch.float64).split([m, n, m, n])
+        parts = np.split(state.detach().to("cpu", torch.float64).numpy(), np.cumsum([m, n, m]))
+        # Other depths of the same total length (2 and 6 for 4 and 4) cut the vectors in the wrong places.
+        if not all(np.isclose(part.sum(), 1.0, rtol=0, atol=1e-9) for part in parts):
+            raise ValueError(f"the saved layer weights do not sum to 1 for {m} and {n} layers: saved for other depths?")
         for name, part in zip(self._VECTORS, parts, strict=True):
-            setattr(self.cost_attention, name, part.numpy().copy())
+            setattr(self.cost_attention, name, part.copy())

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bert_emd.method.distances import attention_distances, hidden_distances
+from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
 from bert_emd.method.mappings.base import Mapping, MappingLoss
 
@@ -27,19 +28,20 @@ class PairMapping(Mapping):
     def forward(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
         loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))
         pairs = self.pairs()
-        for term, wanted, distances in (
-            ("attention", self.options.attention, attention_distances),
-            ("hidden", self.options.hidden, hidden_distances),
+        shape = (self.options.num_student, self.options.num_teacher)
+        for term, wanted, distances, unit in (
+            ("attention", self.options.attention, attention_distances, 1),
+            ("hidden", self.options.hidden, hidden_distances, 0),
         ):
             if not wanted:
                 continue
             ours, theirs = getattr(student, term), getattr(teacher, term)
-            costs = [distances([ours[i]], [theirs[j]], mask)[0, 0] for i, j in pairs]  # type: ignore[operator]
-            setattr(loss, term, torch.stack(costs).sum())
-            shape = (self.options.num_student, self.options.num_teacher)
+            costs = torch.stack([distances([ours[i]], [theirs[j]], mask)[0, 0] for i, j in pairs])
+            whole, factor = whole_batch_mean(costs, self.positions(student, mask)[unit])
+            setattr(loss, term, costs.sum() * factor)
             plan, cost = np.zeros(shape), np.full(shape, np.nan)
-            for (i, j), value in zip(pairs, costs, strict=True):
-                plan[i, j], cost[i, j] = 1.0, float(value.detach())
+            for (i, j), value in zip(pairs, whole.tolist(), strict=True):
+                plan[i, j], cost[i, j] = 1.0, value
             loss.record[term] = {"cost": cost, "plan": plan}
         return loss
 
@@ -80,8 +82,9 @@ class PkdMapping(PairMapping):
     def forward(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
         costs = []
         for i, j in self.pairs():
-            s, t = (F.normalize(x[:, 0].float(), dim=-1) for x in (student.hidden[i], teacher.hidden[j]))
+            s, t = (F.normalize(x[:, 0].float(), dim=-1) for x in (student.hidden[i], teacher.hidden[j].detach()))
             costs.append((s - t).square().sum(-1).mean())
         if not costs:
             raise ValueError("PKD leaves the last student layer unmatched, so it needs a student of 2 layers or more")
-        return MappingLoss(hidden=torch.stack(costs).mean())
+        mean = torch.stack(costs).mean()
+        return MappingLoss(hidden=mean * whole_batch_mean(mean, student.hidden[0].shape[0])[1])

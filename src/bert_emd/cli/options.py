@@ -1,0 +1,151 @@
+"""The command line's parser, made from a configuration dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from bert_emd.errors import UserError
+
+__all__ = ["OptionParser", "add_config_arguments"]
+
+_GROUPS = {
+    "data": "data and models",
+    "student": "teacher and student",
+    "method": "method",
+    "training": "training",
+    "output": "output",
+}
+_ENGINE = "fields of transformers.TrainingArguments, passed on as they are"
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser without abbreviations, in which ``-`` and ``_`` are the same and mistakes are a `UserError`."""
+
+    config_class: Any = None
+    """The configuration whose names are suggested for an unknown flag."""
+
+    def __init__(self, prog: str, description: str, usage: str = "%(prog)s [options]") -> None:
+        super().__init__(
+            prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=_Formatter, add_help=False
+        )
+        self.own = self.add_argument_group("this command")
+        self.own.add_argument("-h", "--help", action="help", help="show this help")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return the flags that were given, and only those. Raises `UserError` for what is not known."""
+        args, rest = self.parse_known_args([_with_underscores(word) for word in argv])
+        if not rest:
+            return args
+        unknown = next((word for word in rest if word.startswith("-")), None)
+        if unknown is None:
+            raise UserError(f"nothing is expected where {rest[0]!r} stands; every value follows its flag")
+        raise self._unknown(unknown.partition("=")[0])
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as a `UserError`."""
+        match = re.fullmatch(r"argument (?:-\w/)?(--\w+).*?: expected (?:one|at least one) argument", message)
+        raise UserError(f"{match[1]} needs a value" if match else message)
+
+    def _unknown(self, flag: str) -> UserError:
+        own = [name.lstrip("-") for name in self._option_string_actions if name.startswith("--")]
+        if self.config_class is not None:
+            from bert_emd.training.resolve import unknown_name
+
+            return unknown_name(self.config_class, flag.lstrip("-"), prefix="--", also=own)
+        from bert_emd.training.values import nearest
+
+        close = nearest(flag.lstrip("-"), own)
+        return UserError(f"unknown flag {flag}" + (f"; did you mean --{close}?" if close else "; --help lists the known ones"))
+
+
+def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
+    """Add a flag for every field of a configuration, ``--config``, and what the engine accepts besides.
+
+    Every value is kept as the text that was typed; `bert_emd.training.resolve.resolve` gives it its type.
+    """
+    from bert_emd.training.config import RunConfig
+    from bert_emd.training.presets import PRESETS
+    from bert_emd.training.resolve import field_types
+    from bert_emd.training.trainer_fields import ACCEPTED, trainer_type
+
+    parser.config_class = cls
+    trains = issubclass(cls, RunConfig)
+    _add(parser.own, "config", str, "a YAML file that sets any of the options below; a flag wins over it", metavar="FILE")
+    if trains:
+        _add(parser.own, "preset", str, f"published settings instead of our defaults: {', '.join(PRESETS)}", metavar="NAME")
+    fields, types = dataclasses.fields(cls), field_types(cls)
+    for key, title in _GROUPS.items():
+        members = [f for f in fields if f.metadata["group"] == key]
+        if not members:
+            continue
+        group = parser.add_argument_group(title)
+        for f in members:
+            _add(group, f.name, types[f.name], _help_of(f), aliases=f.metadata["aliases"])
+    if trains:
+        group = parser.add_argument_group(_ENGINE)
+        for name, text in ACCEPTED.items():
+            if (kind := _installed_type(trainer_type, name)) is not None:
+                _add(group, name, kind, text)
+
+
+def _installed_type(trainer_type: Any, name: str) -> Any:
+    try:
+        return trainer_type(name)
+    except UserError:
+        return None
+
+
+def _add(
+    group: Any, name: str, kind: Any, text: str, *, aliases: Sequence[str] = (), metavar: str | None = None
+) -> None:
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": metavar or _metavar(name, kind)}
+    if bool in (kind, *get_args(kind)) or name == "resume_from_checkpoint":
+        options |= {"nargs": "?", "const": "true"}
+    also = f" (also {', '.join(f'--{alias}' for alias in aliases)})" if aliases else ""
+    group.add_argument(f"--{name}", help=(text + also).replace("%", "%%"), **options)
+    for alias in aliases:
+        group.add_argument(f"--{alias}", help=argparse.SUPPRESS, **options)
+
+
+def _help_of(f: dataclasses.Field[Any]) -> str:
+    from bert_emd.training.values import show
+
+    text = str(f.metadata["help"])
+    if f.default is None or f.default is dataclasses.MISSING or "(default" in text:
+        return text
+    return f"{text} (default: {show(f.default)})"
+
+
+def _metavar(name: str, kind: Any) -> str:
+    kinds = (kind, *get_args(kind))
+    if bool in kinds:
+        return "true|false"
+    if any(get_origin(member) is tuple for member in kinds):
+        return "A,B,…"
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if any(get_origin(member) is dict or member is dict for member in kinds):
+        return "JSON"
+    for member, shown in ((int, "N"), (float, "X")):
+        if member in kinds:
+            return shown
+    return "FOLDER" if name.endswith("_dir") else "FILE" if name.endswith("_file") else "NAME"
+
+
+def _with_underscores(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"[{action.metavar}]" if action.nargs == "?" else super()._format_args(action, default_metavar)

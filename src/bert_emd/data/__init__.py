@@ -1,0 +1,35 @@
+"""Data: the GLUE tasks, the user's own files, metrics, encoding and prediction files."""
+
+from bert_emd.data.encode import PaddingCollator, collator, encode
+from bert_emd.data.examples import Examples, relabel
+from bert_emd.data.files import from_dataset, load_file
+from bert_emd.data.glue import load_glue
+from bert_emd.data.labels import match_labels, normalise_label, order_labels
+from bert_emd.data.metrics import main_score, score, trivial_score
+from bert_emd.data.splits import holdout
+from bert_emd.data.submission import write_submission
+from bert_emd.data.tasks import GLUE_TASKS, Split, Task, custom_task, find_task
+
+__all__ = [
+    "GLUE_TASKS",
+    "Examples",
+    "PaddingCollator",
+    "Split",
+    "Task",
+    "collator",
+    "custom_task",
+    "encode",
+    "find_task",
+    "from_dataset",
+    "holdout",
+    "load_file",
+    "load_glue",
+    "main_score",
+    "match_labels",
+    "normalise_label",
+    "order_labels",
+    "relabel",
+    "score",
+    "trivial_score",
+    "write_submission",
+]

@@ -1,0 +1,21 @@
+"""Encoders: loading, tapping, and building students."""
+
+from bert_emd.models.labels import label_names, set_labels
+from bert_emd.models.loading import LoadReport, check_folder, load_classifier, load_config, load_tokenizer
+from bert_emd.models.student import BuiltStudent, StudentShape, build_student, spread_layers
+from bert_emd.models.tap import Tap
+
+__all__ = [
+    "BuiltStudent",
+    "LoadReport",
+    "StudentShape",
+    "Tap",
+    "build_student",
+    "check_folder",
+    "label_names",
+    "load_classifier",
+    "load_config",
+    "load_tokenizer",
+    "set_labels",
+    "spread_layers",
+]

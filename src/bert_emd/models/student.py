@@ -1,0 +1,219 @@
+"""Building the student: from the teacher's layers, from a checkpoint, or fresh."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, set_seed
+
+from bert_emd.errors import UserError
+from bert_emd.models.labels import label_names, set_labels
+from bert_emd.models.loading import load_classifier, load_config
+
+__all__ = ["BuiltStudent", "StudentShape", "build_student", "spread_layers"]
+
+# Names of a size where an architecture's configuration does not map the usual one onto its own.
+_SIZE_NAMES = {"distilbert": {"intermediate_size": "hidden_dim"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentShape:
+    """What the user asked for; None leaves it as in the teacher (layers: half of them)."""
+
+    layers: int | None = None
+    layer_ids: Sequence[int] | None = None
+    """Teacher layers, counted from 1."""
+    init: str = "spread"
+    """spread, first, last or fresh."""
+    hidden_size: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The other sizes than the depth that were asked for; any of them implies fresh weights."""
+        names = ("hidden_size", "num_attention_heads", "intermediate_size")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltStudent:
+    """A student and one line on where its weights came from."""
+
+    model: PreTrainedModel
+    origin: str
+    layer_ids: list[int] | None = None
+    """The teacher layers copied, counted from 1; None where none were."""
+
+
+def spread_layers(student: int, teacher: int) -> list[int]:
+    """Teacher layers ⌈i·N/M⌉ for i = 1..M, counted from 1.
+
+    >>> spread_layers(3, 6), spread_layers(4, 6)
+    ([2, 4, 6], [2, 3, 5, 6])
+    """
+    return [-(-i * teacher // student) for i in range(1, student + 1)]
+
+
+def build_student(
+    teacher: PreTrainedModel,
+    shape: StudentShape,
+    *,
+    checkpoint: str | None = None,
+    fresh: bool = False,
+    seed: int = 42,
+    cache_dir: str | None = None,
+) -> BuiltStudent:
+    """A student for this teacher, with its labels.
+
+    Args:
+        teacher: the fine-tuned teacher.
+        shape: depth and sizes.
+        checkpoint: start from this folder or hub id instead; it brings its own shape.
+        fresh: take only the checkpoint's shape.
+        seed: for fresh weights.
+        cache_dir: where downloads go.
+
+    Raises:
+        UserError: a depth or layer that the teacher does not have, or a checkpoint from which nothing loads.
+    """
+    set_seed(seed)
+    if checkpoint is not None:
+        return _from_checkpoint(teacher, checkpoint, fresh=fresh, cache_dir=cache_dir)
+    total = teacher.config.num_hidden_layers
+    ids = _layer_ids(shape, total)
+    config = _config_for(teacher.config, ids)
+    if shape.sizes:
+        _resize(config, shape.sizes)
+    try:
+        model = AutoModelForSequenceClassification.from_config(config).float()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"a student of this shape cannot be built: {str(error).splitlines()[0]}") from error
+    if shape.sizes or shape.init == "fresh":
+        why = f" ({', '.join(f'{k} {v}' for k, v in shape.sizes.items())})" if shape.sizes else ""
+        return BuiltStudent(model=model, origin=f"student: {len(ids)} layers{why}, all weights fresh (seed {seed})")
+    copied, fresh_names = _copy_layers(teacher, model, ids)
+    origin = (
+        f"student: {len(ids)} layers copied from teacher layers {', '.join(map(str, ids))}, with embeddings, pooler and "
+        f"head ({copied} tensors copied, {len(fresh_names)} fresh)"
+    )
+    return BuiltStudent(model=model, origin=origin, layer_ids=ids)
+
+
+def _layer_ids(shape: StudentShape, total: int) -> list[int]:
+    if shape.layer_ids is not None:
+        ids = list(shape.layer_ids)
+        if bad := [i for i in ids if not 1 <= i <= total]:
+            raise UserError(f"student_layer_ids names layer {bad[0]}, but the teacher's layers are 1 to {total}")
+        if sorted(set(ids)) != ids:
+            raise UserError(f"student_layer_ids {','.join(map(str, ids))} must rise without repeating a layer")
+        return ids
+    layers = shape.layers if shape.layers is not None else max(1, total // 2)
+    if layers > total:
+        raise UserError(f"the student is deeper than the teacher ({layers} layers against {total}); ask for at most {total}")
+    if shape.init == "first":
+        return list(range(1, layers + 1))
+    if shape.init == "last":
+        return list(range(total - layers + 1, total + 1))
+    return spread_layers(layers, total)
+
+
+def _config_for(teacher: PretrainedConfig, ids: Sequence[int]) -> PretrainedConfig:
+    config = copy.deepcopy(teacher)
+    total = teacher.num_hidden_layers
+    config.num_hidden_layers = len(ids)
+    # Some architectures describe each layer in a list (sliding or full attention, …): the chosen layers' entries.
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == total and name not in ("architectures",):
+            setattr(config, name, [value[i - 1] for i in ids])
+    return config
+
+
+def _resize(config: PretrainedConfig, sizes: dict[str, int]) -> None:
+    own_names = _SIZE_NAMES.get(config.model_type, {})
+    for name, value in sizes.items():
+        own = own_names.get(name, name)
+        if not hasattr(config, own):
+            raise UserError(f"a {config.model_type} model has no {name}; leave --student_{name} out")
+        setattr(config, own, value)
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"student_hidden_size {config.hidden_size} is not a multiple of its {config.num_attention_heads} attention "
+            "heads; set --student_num_attention_heads to a divisor"
+        )
+
+
+def _copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, ids: Sequence[int]) -> tuple[int, list[str]]:
+    """Copy every tensor of the student from its place in the teacher; names of those without a place."""
+    prefix = _layer_list(teacher)
+    source = teacher.state_dict()
+    target = student.state_dict()
+    pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.") if prefix else None
+    weights, fresh = {}, []
+    for name, tensor in target.items():
+        match = pattern.match(name) if pattern else None
+        origin = f"{prefix}.{ids[int(match[1])] - 1}.{name[match.end() :]}" if match else name
+        if origin in source and source[origin].shape == tensor.shape:
+            weights[name] = source[origin].clone()
+        else:
+            fresh.append(name)
+    student.load_state_dict(weights, strict=False)
+    return len(weights), fresh
+
+
+def _layer_list(model: PreTrainedModel) -> str | None:
+    """The path of the list of transformer blocks, or None where all layers share one block (ALBERT)."""
+    total = model.config.num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == total and len({type(m) for m in module}) == 1
+    ]
+    if not lists:
+        return None
+    return max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))[0]
+
+
+def _check_labels(checkpoint: str, own: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
+    """A head that was trained on other classes, or on the same in another order, must not pass for the teacher's."""
+    if own is None or all(re.fullmatch(r"LABEL_\d+", name) for name in own):
+        return
+    if [n.lower() for n in own] != [n.lower() for n in wanted or ()]:
+        raise UserError(
+            f"the student {checkpoint} has the labels {', '.join(own)} but the teacher {', '.join(wanted or ['one number'])}; "
+            "use a student without a head, or one with the teacher's labels in the same order"
+        )
+
+
+def _from_checkpoint(
+    teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None
+) -> BuiltStudent:
+    config = load_config(checkpoint, "the student", cache_dir=cache_dir)
+    if config.num_hidden_layers > teacher.config.num_hidden_layers:
+        raise UserError(
+            f"the student {checkpoint} is deeper than the teacher ({config.num_hidden_layers} layers against "
+            f"{teacher.config.num_hidden_layers}); choose one with at most as many layers"
+        )
+    _check_labels(checkpoint, label_names(config), label_names(teacher.config))
+    set_labels(config, label_names(teacher.config))
+    config.problem_type = teacher.config.problem_type or config.problem_type
+    if fresh:
+        model = AutoModelForSequenceClassification.from_config(config).float()
+        return BuiltStudent(model=model, origin=f"student: the shape of {checkpoint}, all weights fresh")
+    model, report = load_classifier(checkpoint, "the student", config=config, cache_dir=cache_dir, may_resize_head=True)
+    if report.encoder_fresh:
+        raise UserError(
+            f"the student {checkpoint} lacks {len(report.encoder_fresh)} weights of its encoder "
+            f"({report.encoder_fresh[0]}, …); its config.json does not fit it"
+        )
+    parts = [f"{report.loaded} tensors loaded from {checkpoint}"]
+    if report.fresh:
+        parts.append(f"fresh: {', '.join(report.fresh)}")
+    if report.ignored:
+        groups = sorted({name.split(".")[0] for name in report.ignored})
+        parts.append(f"ignored: {len(report.ignored)} tensors ({', '.join(groups)})")
+    return BuiltStudent(model=model, origin="student: " + "; ".join(parts))

@@ -1,0 +1,81 @@
+"""From our configuration to the engine's `TrainingArguments`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from bert_emd.training.config import RunConfig
+
+__all__ = ["optimizer_choice", "training_arguments"]
+
+
+def training_arguments(config: RunConfig, folder: Path, *, main_metric: str, constant_lr: bool = False) -> TrainingArguments:
+    """The engine's arguments for a run.
+
+    Args:
+        config: the resolved configuration.
+        folder: the output folder.
+        main_metric: the metric that chooses the best checkpoint.
+        constant_lr: the learning rate stays constant whatever the configuration says (intermediate stage).
+    """
+    # Below 1 the engine reads warmup_steps as a part of all steps.
+    warmup = config.warmup_steps if config.warmup_steps is not None else min(config.warmup_proportion, 0.999999)
+    ours: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": config.train_batch_size // config.gradient_accumulation_steps,
+        "per_device_eval_batch_size": config.eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        "lr_scheduler_type": "constant" if constant_lr else config.lr_scheduler,
+        "warmup_steps": warmup,
+        "weight_decay": config.weight_decay,
+        "adam_epsilon": config.adam_epsilon,
+        "max_grad_norm": config.max_grad_norm,
+        "eval_strategy": "epoch" if config.eval_step is None else "steps",
+        "save_strategy": "epoch" if config.save_steps is None else "steps",
+        "logging_steps": config.logging_steps,
+        "bf16": config.bf16,
+        "fp16": config.fp16,
+        # The engine allows bf16 autocast on a CPU only when it is told to stay there.
+        "use_cpu": config.no_cuda or not torch.accelerator.is_available(),
+        "seed": config.seed,
+        "metric_for_best_model": main_metric,
+        "greater_is_better": True,
+        "train_sampling_strategy": "group_by_length" if config.group_by_length else "random",
+        # The collator drops what the models do not take; the engine would drop the lengths before grouping by them.
+        "remove_unused_columns": False,
+        "restore_callback_states_from_checkpoint": True,
+        # The engine's filter hides a diverged loss and waits for the device at every step.
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "save_total_limit": 1,
+    }
+    if config.eval_step is not None:
+        ours["eval_steps"] = config.eval_step
+    if config.save_steps is not None:
+        ours["save_steps"] = config.save_steps
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    merged = {name: value for name, value in (ours | config.trainer_args).items() if name in known}
+    arguments = TrainingArguments(**merged)
+    if arguments.n_gpu > 1:
+        # Without a launcher the engine would use nn.DataParallel, whose replicas lose the layer weights.
+        arguments._n_gpu = 1
+    if arguments.device.type == "cpu" and "dataloader_pin_memory" not in config.trainer_args:
+        arguments.dataloader_pin_memory = False
+    return arguments
+
+
+def optimizer_choice(config: RunConfig) -> tuple[type, dict[str, Any]] | None:
+    """The optimiser where it is not the engine's own AdamW."""
+    if config.optimizer == "adamw":
+        return None
+    from bert_emd.training.optimizer import BertAdam
+
+    return BertAdam, {"lr": config.learning_rate, "eps": config.adam_epsilon}

@@ -1,0 +1,267 @@
+"""Distilling a student: from a teacher and data to a plain Hugging Face folder and an honest report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_emd.data import Examples, collator
+from bert_emd.errors import UserError
+from bert_emd.models import (
+    StudentShape,
+    build_student,
+    label_names,
+    load_classifier,
+    load_tokenizer,
+    set_labels,
+)
+from bert_emd.training.arguments import optimizer_choice, training_arguments
+from bert_emd.training.config import DistillConfig
+from bert_emd.training.evaluation import Evaluator, size_of, timed
+from bert_emd.training.finetune import (
+    encode_for,
+    head_of,
+    load_pair,
+    main_of,
+    metric_function,
+    per_split,
+    steps_of,
+    train_and_install,
+)
+from bert_emd.training.inputs import RunData, Source, align, load_run_data
+from bert_emd.training.outputs import prepare_output_dir, resume_point, write_json
+from bert_emd.training.preflight import TEACHER_ROWS, Preflight
+from bert_emd.training.records import render_table, retention, run_record, trivial_of
+from bert_emd.training.trainer import DistillTrainer
+
+__all__ = ["DistillResult", "distill"]
+
+_LOG = logging.getLogger("bert_emd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult:
+    """The best student, its tokenizer, what metrics.json holds, and costs, plans and layer weights over time."""
+
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: dict[str, Any]
+    mapping: list[dict[str, Any]]
+    summary: str
+    """The final table, ready to print."""
+
+
+def distill(
+    teacher: str | Path | PreTrainedModel,
+    train: Source,
+    *,
+    student: str | Path | PreTrainedModel | None = None,
+    validation: Source = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: DistillConfig | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> DistillResult:
+    """Distil a fine-tuned teacher into a small student.
+
+    Args:
+        teacher: a folder, a hub id or a model with a fine-tuned head.
+        train: a file, a `datasets.Dataset`, or None for what the configuration names. With alpha 1 no labels needed.
+        student: a folder, a hub id or a model to start from; None builds it from the teacher as the configuration
+            says.
+        validation: a file or data set that chooses the best checkpoint; None holds out a tenth of the training data,
+            or is the task's own. Without labels, agreement with the teacher is what is measured.
+        tokenizer: None takes the teacher's own.
+        config: everything else; ``output_dir`` is needed.
+        sources: where each configuration value came from, for the record.
+
+    Returns:
+        The best student by the main metric. ``output_dir`` holds it as plain Transformers loads it, with
+        ``metrics.json``, ``run.json`` and ``layer_mapping.json``.
+
+    Raises:
+        UserError: bad input; nothing is overwritten then.
+    """
+    config = config if config is not None else DistillConfig()
+    if teacher is None or teacher == "":
+        raise UserError("which teacher? Name its folder or hub id with --teacher_model")
+    resume = resume_point(config.output_dir, config.resume_from_checkpoint)
+    checks = Preflight(strict=config.strict)
+    teacher_name = None if isinstance(teacher, PreTrainedModel) else str(teacher)
+    student_name = str(student) if isinstance(student, (str, Path)) else config.student_model
+    if isinstance(teacher, PreTrainedModel):
+        big = teacher.float()
+    else:
+        big, report = load_classifier(str(teacher), "the teacher", cache_dir=config.cache_dir)
+        checks.weights("teacher", str(teacher), report)
+        tokenizer = tokenizer or load_tokenizer(
+            str(teacher), "the teacher", do_lower_case=config.do_lower_case, cache_dir=config.cache_dir
+        )
+    if tokenizer is None:
+        raise UserError("a teacher in memory needs its tokenizer; pass tokenizer=")
+
+    names = label_names(big.config)
+    data = load_run_data(
+        config, train, validation, model_names=names, regression=names is None,
+        needs_labels=config.needs_labels, augmented=config.aug_train,
+    )  # fmt: skip
+    assumed = align(data.validation, names).assumed
+    data = data.map(lambda rows: align(rows, names).examples)
+    checks.labels(data.validation.task.label_names, assumed)
+    if assumed:
+        set_labels(big.config, data.validation.task.label_names)
+    folder = prepare_output_dir(
+        config.output_dir,
+        overwrite=config.overwrite_output_dir,
+        resume=resume is not None,
+        inputs={"teacher": teacher_name, "student": student_name, "data": config.data_dir,
+                "training file": config.train_file, "validation file": config.validation_file,
+                "test file": config.test_file},
+    )  # fmt: skip
+
+    small, origin = _student(config, big, student, student_name)
+    _LOG.info("%s", origin)
+    other = None
+    if student_name is not None and (Path(student_name) / "tokenizer_config.json").is_file():
+        other = load_tokenizer(student_name, "the student", do_lower_case=config.do_lower_case)
+    checks.vocabulary(tokenizer, small, other)
+
+    evaluator = Evaluator.of(config, tokenizer)
+    data = _with_teacher_labels(data, big, evaluator)
+    sample = data.validation.subset(range(min(TEACHER_ROWS, len(data.validation))))
+    teacher_scores = evaluator.scores(big, sample, show="checking the teacher")
+    checks.teacher_score(teacher_scores, data.train, sample)
+    train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
+    record = run_record(
+        "distill", config, sources, {"train": data.train, "validation": data.validation, **data.reported},
+        student=origin, findings=checks.findings,
+    )  # fmt: skip
+    write_json(folder / "run.json", record)
+
+    padded = config.pad_to_max_length or config.count_padding
+    trainer = DistillTrainer(
+        student=small,
+        teacher=big,
+        config=config,
+        args=training_arguments(
+            config, folder, main_metric=data.validation.task.main_metric, constant_lr=not config.one_step
+        ),
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=collator(tokenizer, config.max_seq_length if padded else None),
+        processing_class=tokenizer,
+        compute_metrics=metric_function(data.validation),
+        optimizer_cls_and_kwargs=optimizer_choice(config),
+        early_stopping=config.early_stopping,
+    )
+    for tap in (trainer.distiller.student_tap, trainer.distiller.teacher_tap):
+        if tap is not None and tap.note:
+            _LOG.info("%s", tap.note)
+    tokenizer.model_max_length = config.max_seq_length
+    seconds = train_and_install(trainer, folder, resume)
+    write_json(folder / "layer_mapping.json", trainer.history)
+
+    metrics = _measure(data, big, folder, evaluator)
+    metrics |= steps_of(folder, trainer, seconds)
+    write_json(folder / "metrics.json", metrics)
+    best, _ = load_pair(folder)
+    return DistillResult(
+        student=best,
+        tokenizer=tokenizer,
+        metrics=metrics,
+        mapping=trainer.history,
+        summary=_summary(metrics, data, folder),
+    )
+
+
+def _student(
+    config: DistillConfig, teacher: PreTrainedModel, student: Any, student_name: str | None
+) -> tuple[PreTrainedModel, str]:
+    if isinstance(student, PreTrainedModel):
+        if label_names(student.config) != label_names(teacher.config):
+            raise UserError("the student's labels are not the teacher's; set its id2label to the teacher's first")
+        if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
+            raise UserError("the student is deeper than the teacher; take one with at most as many layers")
+        return student.float(), "student: a model in memory, as it was passed"
+    shape = StudentShape(
+        layers=config.student_layers,
+        layer_ids=config.student_layer_ids,
+        init=config.student_init,
+        hidden_size=config.student_hidden_size,
+        num_attention_heads=config.student_num_attention_heads,
+        intermediate_size=config.student_intermediate_size,
+    )
+    built = build_student(
+        teacher, shape, checkpoint=student_name, fresh=config.no_pretrain, seed=config.seed, cache_dir=config.cache_dir
+    )
+    return built.model, built.origin
+
+
+def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Evaluator) -> RunData:
+    """Where the validation rows have no labels, what is measured is agreement with the teacher."""
+    if data.validation.labels is not None:
+        return data
+    _LOG.warning("the validation data have no labels: scores are the agreement with the teacher")
+
+    def labelled(rows: Examples) -> Examples:
+        if rows.labels is not None or rows is data.train:
+            return rows
+        logits = evaluator.logits(teacher, rows, show="labelling by the teacher")
+        labels = logits[:, 0].tolist() if rows.task.is_regression else logits.argmax(1).tolist()
+        return dataclasses.replace(rows, labels=labels)
+
+    changed = data.map(labelled)
+    where = "validation (labelled by the teacher)"
+    return dataclasses.replace(changed, selected_on=where, reported_on=data.reported_on if "test" in data.reported else where)
+
+
+def _measure(data: RunData, teacher: PreTrainedModel, folder: Path, evaluator: Evaluator) -> dict[str, Any]:
+    """metrics.json: both models' scores, sizes and times, from the saved folder reloaded in float32."""
+    best, last = load_pair(folder)
+    metrics = head_of(data)
+    metrics["trivial"] = per_split(data, lambda rows: trivial_of(data.train, rows))
+    metrics["teacher"] = per_split(data, lambda rows: evaluator.scores(teacher, rows, show="scoring the teacher"))
+    metrics["student"] = per_split(data, lambda rows: evaluator.scores(best, rows, show="scoring the best student"))
+    metrics["last"] = per_split(data, lambda rows: evaluator.scores(last, rows, show="scoring the last student"))
+    times = timed([teacher, best], evaluator, data.validation)
+    for key, model, milliseconds in (("teacher", teacher, times[0]), ("student", best, times[1])):
+        metrics[key] |= size_of(model) | {"milliseconds_per_sentence": milliseconds}
+    metric = metrics["metric"]
+    t, s, t0 = (main_of(metrics[key], metric) for key in ("teacher", "student", "trivial"))
+    metrics |= retention(s, t, t0)
+    metrics["last"] |= retention(main_of(metrics["last"], metric), t, t0)
+    return metrics
+
+
+def _summary(metrics: dict[str, Any], data: RunData, folder: Path) -> str:
+    task = data.validation.task
+    rows = []
+    for name, key in (("teacher", "teacher"), ("student (best)", "student"), ("student (last)", "last")):
+        for split in data.reported:
+            scores = metrics[key] if len(data.reported) == 1 else metrics[key][split]
+            cost = metrics[{"last": "student"}.get(key, key)]
+            rows.append(
+                [
+                    name if len(data.reported) == 1 else f"{name}, {split}",
+                    *(f"{scores[m]:.4f}" for m in task.metrics),
+                    f"{cost['parameters'] / 1e6:.1f} M",
+                    f"{cost['megabytes']:.1f}",
+                    f"{cost['milliseconds_per_sentence']:.1f}",
+                ]
+            )
+    kept = metrics["retention_above_trivial"]
+    notes = [
+        f"The student keeps {kept:.1%} of the teacher's {task.main_metric} above the trivial predictor's "
+        f"{main_of(metrics['trivial'], task.main_metric):.4f}" if kept is not None
+        else "The teacher is not above the trivial predictor",
+        f"Checkpoint chosen on {metrics['selected_on']} (step {metrics['best_step']} of {metrics['last_step']}), "
+        f"scores on {metrics['reported_on']}"
+        + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else ""),
+        f"Saved in {folder}",
+    ]  # fmt: skip
+    return render_table(f"{task.name}: distillation", ["model", *task.metrics, "parameters", "MB", "ms/sentence"], rows, notes)

@@ -1,0 +1,207 @@
+"""The path of a batch: through teacher and student, their layers, the mapping and the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bert_emd.errors import UserError
+from bert_emd.method import Features, Mapping, Needs, hard_loss, prediction_loss
+from bert_emd.models import Tap
+
+__all__ = ["Distiller", "LossOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """How the terms are added up: L = beta (theta (L_att + L_hid) + L_emb) + L_pred."""
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    theta: float = 1.0
+    temperature: float = 1.0
+    reduce_T: float = 1.0
+    published: bool = True
+    """False: the reference's ``new_pred_loss false``."""
+    one_step: bool = True
+    """False: L_att + L_hid + L_emb alone, without beta and theta."""
+    count_padding: bool = False
+    """Count padded positions in the means; a padded key's score is zero."""
+
+
+class Distiller(nn.Module):
+    """Student, projection and mapping in one module whose forward returns the loss.
+
+    So the engine's data parallelism, mixed precision, accumulation and checkpoints apply to all of it. The teacher is
+    kept outside the module tree: it is never trained, saved or put into training mode.
+
+    Args:
+        student: the model to train.
+        teacher: the fine-tuned teacher; None trains on the labels alone.
+        mapping: which layers learn from which; None is the prediction loss alone.
+        options: how the losses are added up.
+        projection: train a projection even where the widths agree.
+        share_projection: one for all layers and the embeddings, or one for each.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        mapping: Mapping | None,
+        options: LossOptions,
+        *,
+        projection: bool = False,
+        share_projection: bool = True,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.mapping = mapping
+        self.options = options
+        self._teacher = (teacher,)  # a tuple hides it from the module tree
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+        needs = mapping.needs if mapping is not None else Needs()
+        self.projection = None
+        if teacher is not None and needs.states:
+            narrow, wide = student.config.hidden_size, teacher.config.hidden_size
+            if narrow != wide or projection:
+                count = 1 if share_projection else student.config.num_hidden_layers + 1
+                self.projection = nn.ModuleList(_projection(narrow, wide) for _ in range(count))
+        self.student_tap = Tap(student, needs)
+        self.teacher_tap = Tap(teacher, needs) if teacher is not None else None
+        self.record: dict[str, Any] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.batches = 0
+
+    @property
+    def teacher(self) -> PreTrainedModel | None:
+        """The teacher, or None."""
+        return self._teacher[0]
+
+    def attach(self) -> None:
+        """Start tapping both models; `detach` leaves them as they were."""
+        self.student_tap.attach()
+        if self.teacher_tap is not None:
+            self.teacher_tap.attach()
+
+    def detach(self) -> None:
+        """Stop tapping."""
+        self.student_tap.detach()
+        if self.teacher_tap is not None:
+            self.teacher_tap.detach()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute the student's blocks in backward; the tap needs the form that keeps the graph."""
+        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        if options["use_reentrant"]:
+            raise UserError("gradient checkpointing with use_reentrant hides the layers from the mapping; leave it out")
+        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch and the student's logits; in evaluation the hard loss, and no teacher is run."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        if not self.training:
+            logits = self.student(**inputs).logits
+            return {"logits": logits} if labels is None else {"loss": hard_loss(logits, labels), "logits": logits}
+        if self.teacher_tap is None:
+            logits = self.student(**inputs).logits
+            return {"loss": self._noted(prediction=hard_loss(logits, labels)), "logits": logits}  # type: ignore[arg-type]
+
+        with torch.no_grad():
+            self.teacher_tap.model.to(input_ids.device)
+            teacher_outputs, teacher_features = self.teacher_tap(**inputs)
+        outputs, features = self.student_tap(**inputs)
+        opt = self.options
+        loss: Tensor = outputs.logits.new_zeros((), dtype=torch.float32)
+        if self.mapping is not None:
+            self._project(features)
+            mask = attention_mask
+            if opt.count_padding:
+                mask = _zero_padded_keys(features, teacher_features, attention_mask)
+            loss = loss + self._intermediate(features, teacher_features, mask)
+        if opt.one_step:
+            prediction = prediction_loss(
+                outputs.logits,
+                teacher_outputs.logits,
+                labels,
+                alpha=opt.alpha,
+                temperature=opt.temperature,
+                reduce_T=opt.reduce_T,
+                published=opt.published,
+            )
+            loss = loss + self._noted(prediction=prediction)
+        return {"loss": loss, "logits": outputs.logits}
+
+    def _intermediate(self, student: Features, teacher: Features, mask: Tensor | None) -> Tensor:
+        assert self.mapping is not None
+        try:
+            terms = self.mapping(student, teacher, mask)
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
+            raise UserError("the costs are no longer finite: training diverged; lower --learning_rate") from error
+        self.record = terms.record
+        opt = self.options
+        beta, theta = (opt.beta, opt.theta) if opt.one_step else (1.0, 1.0)
+        weights = {"attention": beta * theta, "hidden": beta * theta, "embedding": beta}
+        found = {name: getattr(terms, name) for name in weights if getattr(terms, name) is not None}
+        self._noted(**found)
+        return sum((weights[name] * value for name, value in found.items()), torch.zeros((), device=_device(found)))
+
+    def _project(self, features: Features) -> None:
+        """Student states into the teacher's width: one projection for all, or the embeddings' and each layer's own."""
+        if self.projection is None:
+            return
+        own = [self.projection[i % len(self.projection)] for i in range(len(features.hidden) + 1)]
+        if features.embedding is not None:
+            features.embedding = own[0](features.embedding)
+        features.hidden = [project(h) for project, h in zip(own[1:], features.hidden, strict=True)]
+
+    def _noted(self, **terms: Tensor) -> Tensor:
+        """Keep sums of the terms for the log, without waiting for the device; returns the last term."""
+        for name, term in terms.items():
+            value = term.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if "prediction" in terms or not self.options.one_step:
+            self.batches += 1
+        return next(reversed(terms.values())) if terms else torch.zeros(())
+
+    def pop_means(self) -> dict[str, float]:
+        """The mean of each term since the last call."""
+        means = {name: float(total) / max(1, self.batches) for name, total in self.sums.items()}
+        self.sums, self.batches = {}, 0
+        return means
+
+
+def _projection(narrow: int, wide: int) -> nn.Linear:
+    layer = nn.Linear(narrow, wide)
+    if narrow == wide:
+        # Asked for where none is needed: it starts as doing nothing, so a copied student is not disturbed.
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _zero_padded_keys(student: Features, teacher: Features, mask: Tensor | None) -> None:
+    """The published form: a padded key's score counts as zero, and every position is in the mean (no mask)."""
+    if mask is None:
+        return
+    for features in (student, teacher):
+        features.attention = [(q, k * mask[:, None, :, None].to(k.dtype)) for q, k in features.attention]
+
+
+def _device(terms: dict[str, Tensor]) -> torch.device:
+    return next(iter(terms.values())).device if terms else torch.device("cpu")

@@ -1,0 +1,204 @@
+"""Scores and predictions: one float32 pass over a model, by plain Transformers."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bert_emd.data import Examples, collator, encode, find_task, score, write_submission
+from bert_emd.errors import UserError
+from bert_emd.models import label_names, load_classifier, load_tokenizer
+from bert_emd.training.config import DataConfig, EvaluateConfig
+from bert_emd.training.inputs import align, load_test, validation_splits
+from bert_emd.training.outputs import write_json
+
+__all__ = ["Evaluator", "evaluate", "predict", "size_of", "timed"]
+
+_LOG = logging.getLogger("bert_emd")
+_TIMED_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Runs models over examples in float32."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_seq_length: int
+    batch_size: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
+        """As the configuration says."""
+        device = torch.device("cuda" if torch.cuda.is_available() and not config.no_cuda else "cpu")
+        return cls(
+            tokenizer=tokenizer, max_seq_length=config.max_seq_length, batch_size=config.eval_batch_size, device=device
+        )
+
+    @torch.inference_mode()
+    def logits(self, model: PreTrainedModel, examples: Examples, *, show: str | None = None) -> np.ndarray:
+        """[rows, classes] float32 in the order of the examples; batches are made of rows of like length.
+
+        Args:
+            model: the classifier.
+            examples: the rows.
+            show: with it, a progress bar under this title.
+        """
+        rows, _ = encode(examples, self.tokenizer, self.max_seq_length)
+        rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
+        order = np.argsort(np.asarray(rows["length"]), kind="stable")[::-1]
+        pad = collator(self.tokenizer)
+        found: np.ndarray = np.empty((len(examples), model.config.num_labels), dtype=np.float32)
+        model = model.eval().to(self.device)
+        starts: Any = range(0, len(order), self.batch_size)
+        for start in track(starts, description=show, transient=True) if show else starts:
+            chosen = order[start : start + self.batch_size]
+            batch = pad([rows[int(i)] for i in chosen])
+            inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            found[chosen] = model(**inputs).logits.float().cpu().numpy()
+        return found
+
+    def scores(self, model: PreTrainedModel, examples: Examples, *, show: str | None = None) -> dict[str, float]:
+        """The task's metrics on labelled examples."""
+        assert examples.labels is not None
+        return score(examples.task, self.logits(model, examples, show=show), examples.labels)
+
+
+def size_of(model: PreTrainedModel) -> dict[str, float]:
+    """Parameters, and megabytes (10^6 bytes) of them in float32."""
+    count = sum(p.numel() for p in model.parameters())
+    return {"parameters": count, "megabytes": round(count * 4 / 1e6, 2)}
+
+
+@torch.inference_mode()
+def timed(
+    models: Sequence[PreTrainedModel], evaluator: Evaluator, examples: Examples, rows: int = _TIMED_ROWS
+) -> list[float]:
+    """Median milliseconds a sentence, one at a time, models interleaved so that both see the same machine."""
+    chosen = examples.subset(range(min(rows, len(examples))))
+    encoded, _ = encode(chosen, evaluator.tokenizer, evaluator.max_seq_length)
+    encoded = encoded.remove_columns([name for name in ("labels",) if name in encoded.column_names])
+    pad = collator(evaluator.tokenizer)
+    batches = [{k: v.to(evaluator.device) for k, v in pad([row]).items()} for row in encoded]
+    taken: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model.eval().to(evaluator.device)(**batches[0])
+    for batch in batches:
+        for model, times in zip(models, taken, strict=True):
+            _wait(evaluator.device)
+            start = time.perf_counter()
+            model(**batch)
+            _wait(evaluator.device)
+            times.append(1e3 * (time.perf_counter() - start))
+    return [round(statistics.median(times), 3) for times in taken]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """`bert-emd evaluate`: the scores of a saved model on validation data.
+
+    Returns:
+        task, metric, model, rows and, for each split, its scores; written to ``evaluation.json`` in ``output_dir``
+        when one is given.
+
+    Raises:
+        UserError: a model or data that cannot be read, or that do not belong together.
+    """
+    model, evaluator = _loaded(config)
+    names = label_names(model.config)
+    splits = {name: align(rows, names).examples for name, rows in validation_splits(config, names).items()}
+    first = next(iter(splits.values()))
+    result: dict[str, Any] = {
+        "task": first.task.name,
+        "metric": first.task.main_metric,
+        "model": config.model_name_or_path,
+        "rows": {name: len(rows) for name, rows in splits.items()},
+    }
+    for name, rows in splits.items():
+        if rows.labels is None:
+            raise UserError(f"{rows.source} has no labels, so there is nothing to score; use `bert-emd predict`")
+        result[name] = evaluator.scores(model, rows, show=f"evaluating {name}")
+    if config.output_dir:
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "evaluation.json", result)
+    return result
+
+
+def predict(config: EvaluateConfig) -> list[Path]:
+    """`bert-emd predict`: a saved model's predictions for unlabelled data.
+
+    For a GLUE task the test server's files (for MNLI matched, mismatched and, where its file is there, the
+    diagnostic set); for your own file ``predictions.csv`` with index, prediction and, for classes, its probability.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: a model or data that cannot be read, or that do not belong together.
+    """
+    if not config.output_dir:
+        raise UserError("where should the predictions go? Name a folder with --output_dir")
+    model, evaluator = _loaded(config)
+    names = label_names(model.config)
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for split, examples in load_test(config, names):
+        aligned = align(examples, names)
+        logits = evaluator.logits(model, aligned.examples, show=f"predicting {aligned.examples.task.name} {split}")
+        if config.task_name is None:
+            written.append(_write_own(folder, aligned.examples, logits))
+        else:
+            task = aligned.examples.task
+            written.append(write_submission(task, split, logits, task.label_names, examples.indices, folder))
+    return written
+
+
+def _write_own(folder: Path, examples: Examples, logits: np.ndarray) -> Path:
+    path, partial = folder / "predictions.csv", folder / ".predictions.csv.partial"
+    names = examples.task.label_names
+    with partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        if names is None:
+            writer.writerow(["index", "prediction"])
+            writer.writerows(zip(examples.indices, (f"{z:.6g}" for z in logits[:, 0]), strict=True))
+        else:
+            probabilities = torch.softmax(torch.from_numpy(logits), -1).max(-1)
+            writer.writerow(["index", "prediction", "probability"])
+            for index, c, p in zip(examples.indices, probabilities.indices, probabilities.values, strict=True):
+                writer.writerow([index, names[int(c)], f"{float(p):.4f}"])
+    os.replace(partial, path)
+    return path
+
+
+def _loaded(config: EvaluateConfig) -> tuple[PreTrainedModel, Evaluator]:
+    if not config.model_name_or_path:
+        raise UserError("which model? Name a folder or a hub id with --model_name_or_path")
+    if config.task_name is not None:
+        find_task(config.task_name)
+    model, report = load_classifier(config.model_name_or_path, "the model", cache_dir=config.cache_dir)
+    if report.fresh:
+        raise UserError(
+            f"the model {config.model_name_or_path} is not a fine-tuned classifier: {report.fresh[0]} is not in it"
+        )
+    tokenizer = load_tokenizer(
+        config.model_name_or_path, "the model", do_lower_case=config.do_lower_case, cache_dir=config.cache_dir
+    )
+    return model, Evaluator.of(config, tokenizer)

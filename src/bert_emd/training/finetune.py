@@ -1,0 +1,252 @@
+"""Fine-tuning a teacher, or a student without one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from bert_emd.data import Examples, collator, encode
+from bert_emd.errors import UserError
+from bert_emd.models import LoadReport, label_names, load_classifier, load_config, load_tokenizer, set_labels
+from bert_emd.training.arguments import optimizer_choice, training_arguments
+from bert_emd.training.config import FinetuneConfig, RunConfig
+from bert_emd.training.evaluation import Evaluator, size_of
+from bert_emd.training.inputs import RunData, Source, load_run_data
+from bert_emd.training.outputs import (
+    complete_checkpoints,
+    install_model,
+    prepare_output_dir,
+    resume_point,
+    write_json,
+)
+from bert_emd.training.preflight import Preflight
+from bert_emd.training.records import render_table, run_record, trivial_of
+from bert_emd.training.trainer import EncoderTrainer, best_checkpoint
+
+__all__ = ["FinetuneResult", "finetune"]
+
+_LOG = logging.getLogger("bert_emd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """The best model, its tokenizer, and what metrics.json holds."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: dict[str, Any]
+    summary: str
+    """The final table, ready to print."""
+
+
+def finetune(
+    model: str | Path | PreTrainedModel,
+    train: Source,
+    *,
+    validation: Source = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: FinetuneConfig | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> FinetuneResult:
+    """Fine-tune an encoder into a classifier (or regressor).
+
+    Args:
+        model: a folder, a hub id or a model.
+        train: a file, a `datasets.Dataset`, or None for what the configuration names.
+        validation: likewise; None holds out a tenth of the training data, or is the task's own.
+        tokenizer: None takes the model's own.
+        config: everything else; ``output_dir`` is needed.
+        sources: where each configuration value came from, for the record.
+
+    Returns:
+        The best model by the main metric; the folder holds it as plain Transformers loads it, with ``metrics.json``.
+
+    Raises:
+        UserError: bad input; nothing is overwritten then.
+    """
+    config = config if config is not None else FinetuneConfig()
+    if model is None or model == "":
+        raise UserError("which encoder? Name a folder or a hub id with --model_name_or_path")
+    resume = resume_point(config.output_dir, config.resume_from_checkpoint)
+    name = None if isinstance(model, PreTrainedModel) else str(model)
+    if name is not None:
+        base = load_config(config.config_name or name, "the model", cache_dir=config.cache_dir)
+        if config.model_type is not None and config.model_type.lower() != base.model_type:
+            raise UserError(f"{name} is a {base.model_type} model, not {config.model_type}; mend or leave out --model_type")
+        own_tokenizer = config.tokenizer_name or name
+        tokenizer = tokenizer or load_tokenizer(
+            own_tokenizer, "the model", do_lower_case=config.do_lower_case, cache_dir=config.cache_dir
+        )
+    if tokenizer is None:
+        raise UserError("a model in memory needs its tokenizer; pass tokenizer=")
+    data = load_run_data(config, train, validation)
+    names = data.train.task.label_names
+    folder = prepare_output_dir(
+        config.output_dir,
+        overwrite=config.overwrite_output_dir,
+        resume=resume is not None,
+        inputs={"model": name, "data": config.data_dir, "training file": config.train_file,
+                "validation file": config.validation_file, "test file": config.test_file},
+    )  # fmt: skip
+    set_seed(config.seed)
+    if isinstance(model, PreTrainedModel):
+        classifier, report = model.float(), LoadReport(loaded=len(model.state_dict()))
+        if label_names(model.config) != names:
+            raise UserError(f"the model's labels are {label_names(model.config)}, the data's {names}; give it these first")
+    else:
+        set_labels(base, names)
+        classifier, report = load_classifier(
+            str(name), "the model", config=base, cache_dir=config.cache_dir, may_resize_head=True
+        )
+    checks = Preflight(strict=config.strict)
+    if report.encoder_fresh:
+        raise UserError(
+            f"the model {name}: {len(report.encoder_fresh)} weights did not load ({report.encoder_fresh[0]}, …); "
+            "its config.json does not fit its weights"
+        )
+    checks.fine(f"model: {report.loaded} tensors loaded, fresh: {', '.join(report.fresh) or 'none'}")
+    checks.vocabulary(tokenizer, classifier, None)
+    train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
+    record = run_record("finetune", config, sources, _named(data), findings=checks.findings)
+    write_json(folder / "run.json", record)
+
+    trainer = EncoderTrainer(
+        model=classifier,
+        args=training_arguments(_with_eval(config), folder, main_metric=data.validation.task.main_metric),
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=collator(tokenizer, config.max_seq_length if config.pad_to_max_length else None),
+        processing_class=tokenizer,
+        compute_metrics=metric_function(data.validation),
+        optimizer_cls_and_kwargs=optimizer_choice(config),
+        early_stopping=config.early_stopping,
+    )
+    if config.eval_all_checkpoints:
+        trainer.args.save_total_limit = None
+    tokenizer.model_max_length = config.max_seq_length
+    seconds = train_and_install(trainer, folder, resume)
+
+    evaluator = Evaluator.of(config, tokenizer)
+    best, last = load_pair(folder)
+    metrics = head_of(data)
+    metrics["trivial"] = per_split(data, lambda rows: trivial_of(data.train, rows))
+    metrics["model"] = per_split(data, lambda rows: evaluator.scores(best, rows, show="scoring the best model"))
+    metrics["model"] |= size_of(best)
+    metrics["last"] = per_split(data, lambda rows: evaluator.scores(last, rows, show="scoring the last model"))
+    metrics |= steps_of(folder, trainer, seconds)
+    if config.eval_all_checkpoints:
+        metrics["checkpoints"] = {
+            path.name: per_split(data, lambda rows, path=path: evaluator.scores(plain_model(path), rows))  # type: ignore[misc]
+            for path in complete_checkpoints(folder)
+        }
+    write_json(folder / "metrics.json", metrics)
+    summary = _summary(metrics, data, folder)
+    return FinetuneResult(model=best, tokenizer=tokenizer, metrics=metrics, summary=summary)
+
+
+def encode_for(
+    config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase, checks: Preflight
+) -> tuple[Any, Any]:
+    """Training and validation rows as token ids, with the truncation check."""
+    train_rows, truncated = encode(data.train, tokenizer, config.max_seq_length)
+    checks.truncation(truncated, len(data.train), config.max_seq_length)
+    validation_rows, _ = encode(data.validation, tokenizer, config.max_seq_length)
+    if data.train.dropped:
+        _LOG.warning("%s: %d rows with too few columns left out", data.train.source, data.train.dropped)
+    return train_rows, validation_rows
+
+
+def metric_function(validation: Examples) -> Any:
+    """What the engine calls on logits and labels."""
+    from bert_emd.data import score
+
+    return lambda prediction: score(validation.task, prediction.predictions, prediction.label_ids)
+
+
+def train_and_install(trainer: EncoderTrainer, folder: Path, resume: Path | None) -> float:
+    """Train, keep the last model in ``last/``, and put the best one on top of the folder; the seconds it took."""
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    seconds = time.perf_counter() - start
+    if trainer.is_world_process_zero():
+        trainer.save_product(folder / "last")
+        held = best_checkpoint(folder)
+        install_model(held[0] if held is not None else folder / "last", folder, skip=("score.json",))
+    return seconds
+
+
+def plain_model(folder: Path) -> PreTrainedModel:
+    """A saved model as any user loads it."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder)
+    return model
+
+
+def load_pair(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The best and the last model, reloaded from disk with plain Transformers."""
+    return plain_model(folder), plain_model(folder / "last")
+
+
+def head_of(data: RunData) -> dict[str, Any]:
+    """The first fields of metrics.json."""
+    return {
+        "task": data.validation.task.name,
+        "metric": data.validation.task.main_metric,
+        "selected_on": data.selected_on,
+        "reported_on": data.reported_on,
+        "optimistic": data.optimistic,
+        "rows": {"train": len(data.train), **{name: len(rows) for name, rows in data.reported.items()}},
+    }
+
+
+def per_split(data: RunData, score: Any) -> dict[str, Any]:
+    """Scores of the one reported split, or by split where there are two (MNLI)."""
+    found = {name: score(rows) for name, rows in data.reported.items()}
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def steps_of(folder: Path, trainer: EncoderTrainer, seconds: float) -> dict[str, Any]:
+    """When the best model appeared and how long training took."""
+    held = best_checkpoint(folder)
+    return {
+        "best_step": held[2] if held is not None else trainer.state.global_step,
+        "last_step": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_seconds": round(seconds, 1),
+    }
+
+
+def main_of(scores: dict[str, Any], metric: str) -> float:
+    """The main metric, of the first split where there are two."""
+    return float(scores[metric] if metric in scores else next(iter(scores.values()))[metric])
+
+
+def _with_eval(config: FinetuneConfig) -> FinetuneConfig:
+    import dataclasses
+
+    if config.evaluate_during_training and config.eval_step is None:
+        return dataclasses.replace(config, eval_step=config.logging_steps)
+    return config
+
+
+def _named(data: RunData) -> dict[str, Examples]:
+    return {"train": data.train, "validation": data.validation, **data.reported}
+
+
+def _summary(metrics: dict[str, Any], data: RunData, folder: Path) -> str:
+    task = data.validation.task
+    rows = []
+    for name, key in (("best", "model"), ("last", "last"), ("trivial predictor", "trivial")):
+        for split in data.reported:
+            scores = metrics[key] if len(data.reported) == 1 else metrics[key][split]
+            label = name if len(data.reported) == 1 else f"{name}, {split}"
+            rows.append([label, *(f"{scores[m]:.4f}" for m in task.metrics)])
+    notes = [f"Checkpoint chosen on {metrics['selected_on']}, scores on {metrics['reported_on']}"
+             + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else ""),
+             f"Saved in {folder}"]  # fmt: skip
+    return render_table(f"{task.name}: fine-tuned model", ["model", *task.metrics], rows, notes)

@@ -1,0 +1,244 @@
+"""Which examples a run trains on, chooses its checkpoint on, and reports on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from bert_emd.data import Examples, find_task, from_dataset, holdout, load_file, load_glue, match_labels, relabel
+from bert_emd.errors import UserError
+from bert_emd.training.config import DataConfig
+
+__all__ = ["Aligned", "RunData", "Source", "align", "load_run_data", "load_test", "validation_splits"]
+
+_LOG = logging.getLogger("bert_emd")
+
+Source = str | Path | datasets.Dataset | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The examples of a run."""
+
+    train: Examples
+    validation: Examples
+    """Chooses the checkpoint."""
+    reported: dict[str, Examples]
+    """What the scores are reported on, by split; for MNLI matched and mismatched."""
+    selected_on: str
+    reported_on: str
+    optimistic: bool
+    """Whether the reported split also chose the checkpoint."""
+
+    def map(self, change: Any) -> RunData:
+        """The same with every set of examples changed, each of them once."""
+        done: dict[int, Examples] = {}
+
+        def once(examples: Examples) -> Examples:
+            if id(examples) not in done:
+                done[id(examples)] = change(examples)
+            return done[id(examples)]
+
+        return dataclasses.replace(
+            self,
+            train=once(self.train),
+            validation=once(self.validation),
+            reported={name: once(rows) for name, rows in self.reported.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """Examples whose labels count as the model's outputs do."""
+
+    examples: Examples
+    assumed: bool = field(default=False)
+    """Whether the model's labels have no names, so that their order had to be taken on trust."""
+
+
+def align(examples: Examples, model_names: Sequence[str] | None) -> Aligned:
+    """Number the labels as the model's outputs are numbered, matched by name.
+
+    Raises:
+        UserError: the names disagree, or one predicts classes and the other is a number.
+    """
+    task = examples.task
+    if (model_names is None) != task.is_regression:
+        kinds = ("a number", "classes")
+        of_model, of_data = (kinds[names is not None] for names in (model_names, task.label_names))
+        raise UserError(f"the model predicts {of_model} but the labels of {examples.source} are {of_data}; use another model")
+    if model_names is None:
+        return Aligned(examples=examples)
+    if not task.label_names:
+        return Aligned(examples=relabel(examples, model_names))
+    try:
+        _, assumed = match_labels(model_names, task.label_names, known_order=task.known_order)
+    except UserError as error:
+        raise UserError(f"{examples.source}: {error}") from error
+    # A model without names keeps the data's names, which are better than none.
+    return Aligned(examples=examples if assumed else relabel(examples, model_names), assumed=assumed)
+
+
+def load_run_data(
+    config: DataConfig,
+    train: Source,
+    validation: Source,
+    *,
+    model_names: Sequence[str] | None = None,
+    regression: bool | None = None,
+    needs_labels: bool = True,
+    augmented: bool = False,
+) -> RunData:
+    """Everything a run reads.
+
+    Args:
+        config: names the task or the files.
+        train: wins over the configuration when given.
+        validation: likewise.
+        model_names: the teacher's classes, to which the user's own labels are matched.
+        regression: whether the model predicts a number; None takes it from the data.
+        needs_labels: whether training uses labels.
+        augmented: train on the task's augmented file.
+
+    Raises:
+        UserError: data that are missing or malformed.
+    """
+    if train is None and validation is None and config.task_name is not None and config.train_file is None:
+        return _glue(config, needs_labels=needs_labels, augmented=augmented)
+    if augmented:
+        raise UserError("aug_train reads a GLUE task's train_aug.tsv; for your own data put the rows into --train_file")
+    names = config.label_names if config.label_names is not None else _real_names(model_names)
+
+    def load(source: Source, what: str, labels_needed: bool) -> Examples | None:
+        if source is None:
+            return None
+        options: dict[str, Any] = {
+            "text_columns": config.text_columns,
+            "label_column": config.label_column,
+            "label_names": names,
+            "regression": config.regression if config.regression is not None else regression,
+            "needs_labels": labels_needed,
+        }
+        if isinstance(source, datasets.Dataset):
+            return from_dataset(source, source=f"the {what} data", **options)
+        return load_file(source, **options)
+
+    rows = load(train if train is not None else config.train_file, "training", needs_labels)
+    if rows is None:
+        raise UserError("which data? Name a GLUE task with --task_name, or your own file with --train_file")
+    if names is None and rows.task.label_names:
+        names = rows.task.label_names
+    held = load(validation if validation is not None else config.validation_file, "validation", needs_labels)
+    test = load(config.test_file, "test", True)
+    selected_on = "validation"
+    if held is None:
+        rows, held = holdout(rows)
+        selected_on = "a tenth of the training data, held out"
+    if test is not None:
+        return RunData(
+            train=rows, validation=held, reported={"test": test},
+            selected_on=selected_on, reported_on="test", optimistic=False,
+        )  # fmt: skip
+    return RunData(
+        train=rows, validation=held, reported={"validation": held},
+        selected_on=selected_on, reported_on=selected_on, optimistic=True,
+    )  # fmt: skip
+
+
+def _glue(config: DataConfig, *, needs_labels: bool, augmented: bool) -> RunData:
+    assert config.task_name is not None
+    task = find_task(config.task_name)
+    train = load_glue(
+        task, "train_aug" if augmented else "train", config.data_dir, config.cache_dir, needs_labels=needs_labels
+    )
+    reported = validation_splits(config, None)
+    return RunData(
+        train=train,
+        validation=next(iter(reported.values())),
+        reported=reported,
+        selected_on="validation",
+        reported_on="validation",
+        optimistic=True,
+    )
+
+
+def validation_splits(config: DataConfig, model_names: Sequence[str] | None) -> dict[str, Examples]:
+    """The labelled rows that scores are reported on, by split name.
+
+    Raises:
+        UserError: data that are missing or malformed.
+    """
+    if config.task_name is not None and config.validation_file is None:
+        task = find_task(config.task_name)
+        wanted = [s.name for s in task.splits if s.name.startswith("validation")]
+        if not wanted:
+            raise UserError(f"{task.name} has no labelled split; use `bert-emd predict` with its test data")
+        names = ["matched", "mismatched"] if len(wanted) == 2 else ["validation"]
+        return {
+            name: load_glue(task, split, config.data_dir, config.cache_dir)
+            for name, split in zip(names, wanted, strict=True)
+        }
+    for name, path in (("test", config.test_file), ("validation", config.validation_file)):
+        if path is not None:
+            return {name: _own_file(config, path, model_names, needs_labels=True)}
+    raise UserError("which data? Name a GLUE task with --task_name, or your own file with --validation_file")
+
+
+def load_test(config: DataConfig, model_names: Sequence[str] | None) -> list[tuple[str, Examples]]:
+    """The unlabelled rows that predictions are made for, each with its split's name.
+
+    For MNLI also the diagnostic set, where its file is found beside the task's.
+
+    Raises:
+        UserError: data that are missing or malformed.
+    """
+    if config.task_name is None or config.test_file is not None:
+        if config.test_file is None:
+            raise UserError("which data? Name a GLUE task with --task_name, or your own file with --test_file")
+        return [("test", _own_file(config, config.test_file, model_names, needs_labels=False))]
+    task = find_task(config.task_name)
+    found = [
+        (split.name, load_glue(task, split.name, config.data_dir, config.cache_dir))
+        for split in task.splits
+        if split.is_test
+    ]
+    if task.name == "MNLI":
+        found += _diagnostic(config)
+    return found
+
+
+def _diagnostic(config: DataConfig) -> list[tuple[str, Examples]]:
+    here = config.data_dir
+    places = [here] if here is None or not Path(here).is_dir() else [here, str(Path(here).resolve().parent)]
+    for place in places:
+        try:
+            return [("test", load_glue(find_task("AX"), "test", place, config.cache_dir))]
+        except UserError as error:
+            if not str(error).startswith("no "):
+                raise
+    _LOG.warning("the diagnostic set is not beside MNLI, so AX.tsv is not written")
+    return []
+
+
+def _own_file(config: DataConfig, path: str, model_names: Sequence[str] | None, *, needs_labels: bool) -> Examples:
+    return load_file(
+        path,
+        text_columns=config.text_columns,
+        label_column=config.label_column,
+        label_names=config.label_names if config.label_names is not None else _real_names(model_names),
+        regression=config.regression if config.regression is not None else model_names is None,
+        needs_labels=needs_labels,
+    )
+
+
+def _real_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The model's label names, unless they are only LABEL_0, LABEL_1, …"""
+    if names is None or all(name.upper().startswith("LABEL_") for name in names):
+        return None
+    return tuple(names)

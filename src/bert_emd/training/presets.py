@@ -1,0 +1,155 @@
+"""``--preset paper``: the published settings as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bert_emd.data.tasks import find_task
+from bert_emd.errors import UserError
+from bert_emd.training.config import DataConfig, DistillConfig, FinetuneConfig
+
+__all__ = ["PRESETS", "paper_preset", "student_depth"]
+
+PRESETS = ("paper",)
+
+
+class _Row(NamedTuple):
+    beta: float
+    T_emd: float
+    T: float
+    learning_rate: float
+
+
+_TABLE: Mapping[int, Mapping[str, _Row]] = MappingProxyType({
+    4: {
+        "CoLA": _Row(0.001, 5, 1, 2e-5),
+        "MNLI": _Row(0.005, 1, 3, 5e-5),
+        "MRPC": _Row(0.001, 10, 1, 2e-5),
+        "QQP": _Row(0.005, 1, 3, 2e-5),
+        "QNLI": _Row(0.005, 1, 3, 2e-5),
+        "RTE": _Row(0.005, 1, 1, 2e-5),
+        "SST-2": _Row(0.001, 1, 1, 2e-5),
+        "STS-B": _Row(0.005, 1, 1, 3e-5),
+    },
+    6: {
+        "CoLA": _Row(0.001, 1, 7, 2e-5),
+        "MNLI": _Row(0.005, 1, 1, 5e-5),
+        "MRPC": _Row(0.005, 1, 1, 2e-5),
+        "QQP": _Row(0.005, 1, 1, 2e-5),
+        "QNLI": _Row(0.001, 1, 1, 5e-5),
+        "RTE": _Row(0.005, 1, 1, 2e-5),
+        "SST-2": _Row(0.001, 1, 1, 2e-5),
+        "STS-B": _Row(0.005, 1, 1, 3e-5),
+    },
+})  # fmt: skip
+"""Best settings for students of 4 and 6 layers (the authors' README of 2022-06-01)."""
+
+_EPOCHS_AND_LENGTH: Mapping[str, tuple[int, int]] = MappingProxyType({
+    "CoLA": (50, 64), "MNLI": (5, 128), "MRPC": (20, 128), "SST-2": (8, 64),
+    "STS-B": (30, 128), "QQP": (10, 128), "QNLI": (10, 128), "RTE": (20, 128),
+})  # fmt: skip
+
+
+def paper_preset(
+    cls: type[DataConfig], task_name: str | None, student_depth: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the published settings of a task, and what is to be said about them.
+
+    For `FinetuneConfig` the teacher's settings; for `DistillConfig` the table's row for a student of
+    ``student_depth`` layers: the 4-layer row up to 4, the 6-layer row from 5 on.
+    Raises `UserError` without a task, and for a task or command that has no published settings.
+    """
+    task = _published_task(task_name)
+    if issubclass(cls, FinetuneConfig):
+        return {"max_seq_length": 128, "train_batch_size": 32, "learning_rate": 2e-5, "num_train_epochs": 4.0}, []
+    if not issubclass(cls, DistillConfig):
+        raise UserError("preset paper has settings for training only; leave it out")
+    if student_depth is None:
+        raise UserError("preset paper depends on the student's depth; name --student_layers")
+    depth_class = 4 if student_depth <= 4 else 6
+    row, (epochs, length) = _TABLE[depth_class][task], _EPOCHS_AND_LENGTH[task]
+    values = {
+        "beta": row.beta,
+        "T_emd": float(row.T_emd),
+        "T": float(row.T),
+        "learning_rate": row.learning_rate,
+        "num_train_epochs": float(epochs),
+        "max_seq_length": length,
+        "alpha": 1.0,
+        "theta": 1.0,
+        "rule": "double-softmax",
+        "count_padding": True,
+        "pad_to_max_length": True,
+        "lr_scheduler": "constant",
+        "optimizer": "bert_adam",
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "train_batch_size": 32,
+        "group_by_length": False,
+    }
+    if student_depth == depth_class:
+        return values, []
+    layers = "1 layer" if student_depth == 1 else f"{student_depth} layers"
+    return values, [
+        f"preset paper has no settings for {layers}: those for {depth_class} layers are used (published: 4 and 6)"
+    ]
+
+
+def student_depth(values: Mapping[str, Any]) -> int:
+    """Return how many layers the student will have, from the values that the user set.
+
+    ``student_layers``, else the number of ``student_layer_ids``, else the depth of ``student_model``, else half of
+    the teacher's. Raises `UserError` where none of them tells.
+    """
+    if values.get("student_layers") is not None:
+        return int(values["student_layers"])
+    if values.get("student_layer_ids") is not None:
+        return len(values["student_layer_ids"])
+    cache_dir = values.get("cache_dir")
+    if values.get("student_model") is not None:
+        return _model_depth("student_model", values["student_model"], cache_dir)
+    if values.get("teacher_model") is not None:
+        return max(1, _model_depth("teacher_model", values["teacher_model"], cache_dir) // 2)
+    raise UserError("preset paper depends on the student's depth, and there is no model to take it from; name --student_layers")
+
+
+def _published_task(task_name: str | None) -> str:
+    known = ", ".join(_EPOCHS_AND_LENGTH)
+    if task_name is None:
+        raise UserError(f"preset paper needs --task_name; settings are published for {known}")
+    task = find_task(task_name).name
+    if task not in _EPOCHS_AND_LENGTH:
+        raise UserError(f"preset paper has no settings for {task}; they are published for {known}")
+    return task
+
+
+def _model_depth(role: str, name: str, cache_dir: str | None) -> int:
+    advice = f"so preset paper cannot tell the student's depth from {role} {name}; name --student_layers"
+    path = Path(name) / "config.json"
+    if not Path(name).is_dir():
+        path = _download_config(name, cache_dir, advice)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no config.json in {name}, {advice}") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path} is not readable JSON, {advice}") from None
+    for key in ("num_hidden_layers", "n_layers", "num_layers"):
+        depth = config.get(key) if isinstance(config, dict) else None
+        if isinstance(depth, int) and depth > 0:
+            return depth
+    raise UserError(f"{path} has no num_hidden_layers, {advice}")
+
+
+def _download_config(name: str, cache_dir: str | None, advice: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", cache_dir=cache_dir))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name} is neither a folder nor a model that the hub gave ({reason}), {advice}") from None

@@ -1,0 +1,165 @@
+"""From flags, a config file and a preset to one checked configuration that knows where each value came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from bert_emd.errors import UserError
+from bert_emd.training.config import DataConfig, DistillConfig, RunConfig
+from bert_emd.training.presets import PRESETS, paper_preset, student_depth
+from bert_emd.training.trainer_fields import ACCEPTED, OURS, REFUSED, check_trainer_args, trainer_type
+from bert_emd.training.values import convert, nearest, show
+
+__all__ = ["Resolved", "field_types", "resolve", "spellings", "unknown_name", "with_sources_from_defaults"]
+
+ConfigT = TypeVar("ConfigT", bound=DataConfig)
+
+FLAG, CONFIG, TINYBERT, PAPER, DEFAULT = "flag", "config", "tinybert", "preset paper", "default"
+_EXTRA = "trainer_args"
+
+_TINYBERT: Mapping[str, Any] = MappingProxyType(
+    {"one_step": False, "use_emd": False, "new_pred_loss": False, "learning_rate": 5e-5}
+)
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[ConfigT]):
+    """A configuration, and what a user should know about how it came about."""
+
+    config: ConfigT
+    sources: dict[str, str]
+    """For each field: ``flag``, ``config``, ``tinybert``, ``preset paper`` or ``default``."""
+    trainer_sources: dict[str, str]
+    """The same for each entry of ``trainer_args``."""
+    unused: dict[str, str]
+    """Fields without effect, each with the reason."""
+    notes: list[str]
+    warnings: list[str]
+
+
+def resolve(
+    cls: type[ConfigT], *, flags: dict[str, Any], file: dict[str, Any] | None = None, preset: str | None = None
+) -> Resolved[ConfigT]:
+    """Return the configuration in which a flag wins over ``file``, that over ``preset``, and that over our defaults.
+
+    ``flags`` and ``file`` hold values as text or as YAML reads them, under any accepted name of a field; ``preset``
+    may also be a key of ``file``. Raises `UserError` for an unknown or refused name and for a value that does not fit.
+    """
+    file = dict(file or {})
+    file_preset = file.pop("preset", None)
+    preset = preset if preset is not None else file_preset
+    layers = {FLAG: _typed(cls, flags, FLAG), CONFIG: _typed(cls, file, CONFIG)}
+    user = {**layers[CONFIG], **layers[FLAG]}
+    if user.get("tinybert"):
+        layers[TINYBERT] = dict(_TINYBERT)
+    notes: list[str] = []
+    if preset is not None:
+        layers[PAPER], notes = _preset(cls, preset, user)
+
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys((f.name for f in dataclasses.fields(cls)), DEFAULT)
+    extra: dict[str, Any] = {}
+    trainer_sources: dict[str, str] = {}
+    for source, layer in reversed(layers.items()):
+        values.update(layer)
+        sources.update(dict.fromkeys(layer, source))
+        extra.update(layer.get(_EXTRA, {}))
+        trainer_sources.update(dict.fromkeys(layer.get(_EXTRA, {}), source))
+    if extra:
+        values[_EXTRA] = extra
+    config = cls(**values)
+    unused = config.unused() if isinstance(config, RunConfig) else {}
+    warnings = [
+        f"{name} {show(getattr(config, name))} has no effect: {reason}"
+        for name, reason in unused.items()
+        if sources[name] in (FLAG, CONFIG)
+    ]
+    return Resolved(config, sources, trainer_sources, unused, notes, warnings)
+
+
+def with_sources_from_defaults(config: DataConfig) -> dict[str, str]:
+    """Return the sources of a configuration made in Python: ``python`` where a field differs from its default."""
+    return {
+        f.name: DEFAULT if getattr(config, f.name) == _default(f) else "python" for f in dataclasses.fields(config)
+    }
+
+
+def spellings(cls: type[DataConfig]) -> dict[str, str]:
+    """Return every name under which a field may be set, the fields' own and the other ones, with the field's."""
+    names = {f.name: f.name for f in dataclasses.fields(cls)}
+    for f in dataclasses.fields(cls):
+        names.update(dict.fromkeys(f.metadata.get("aliases", ()), f.name))
+    return names
+
+
+@cache
+def field_types(cls: type[DataConfig]) -> Mapping[str, Any]:
+    """Return the declared type of each field."""
+    return MappingProxyType(typing.get_type_hints(cls))
+
+
+def unknown_name(cls: type[DataConfig], name: str, *, prefix: str = "", also: Iterable[str] = ()) -> UserError:
+    """Return the error for a name that is no field of ``cls``: why it is refused, or the nearest right name."""
+    if name in REFUSED:
+        return UserError(f"{prefix}{name} is not available: {REFUSED[name]}")
+    names = spellings(cls)
+    if name in OURS and OURS[name] in names:
+        return UserError(f"{prefix}{name} is called {prefix}{OURS[name]} here")
+    known = [*names, *(ACCEPTED if _EXTRA in names else ()), *also]
+    close = nearest(name, known)
+    hint = f"did you mean {prefix}{close}?" if close else "--help lists the known ones"
+    kind = "flag" if prefix else "key"
+    suffix = "" if prefix else " in the config file"
+    return UserError(f"unknown {kind} {prefix}{name}{suffix}; {hint}")
+
+
+def _typed(cls: type[DataConfig], given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The given values under the fields' own names and in their types; the engine's fields below ``trainer_args``."""
+    names, types = spellings(cls), field_types(cls)
+    prefix, suffix = ("--", "") if source == FLAG else ("", " in the config file")
+    typed: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for written, value in given.items():
+        key = str(written).replace("-", "_")
+        name = names.get(key, key)
+        if name in spelled:
+            raise UserError(f"{prefix}{written} and {prefix}{spelled[name]} are the same option{suffix}; keep one")
+        spelled[name] = str(written)
+        where = f"{prefix}{written}{suffix}"
+        if name == _EXTRA and _EXTRA in types:
+            extra.update(check_trainer_args(convert(value, types[name], where)))
+        elif name in types:
+            typed[name] = convert(_resume_value(value) if name == "resume_from_checkpoint" else value, types[name], where)
+        elif name in ACCEPTED and _EXTRA in types:
+            extra[name] = convert(value, trainer_type(name), where)
+        else:
+            raise unknown_name(cls, key, prefix=prefix, also=() if source == FLAG else ("preset",))
+    if extra:
+        typed[_EXTRA] = extra
+    return typed
+
+
+def _resume_value(value: Any) -> Any:
+    """The field takes a path or ``true``, so a truth value is meant as one."""
+    text = str(value).strip().lower()
+    if text in ("true", "yes"):
+        return "true"
+    return None if text in ("false", "no") else value
+
+
+def _preset(cls: type[DataConfig], preset: str, user: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}")
+    depth = student_depth(user) if issubclass(cls, DistillConfig) else None
+    return paper_preset(cls, user.get("task_name"), depth)
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
