@@ -9,14 +9,13 @@ import numpy as np
 import ot
 import pytest
 import torch
+from certificates import dual_variables, linear_programming_optimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import padded_transport
 from scipy.optimize import linear_sum_assignment
 
 from bert_emd.method import transport_plan
-
-from .certificates import dual_variables, linear_programming_optimum
-from .reference import padded_transport
 
 # How many problems of each shape every family has.
 SHAPES = {
@@ -189,7 +188,9 @@ class TestManyProblems:
         """With integer masses each unit is a worker of its own, and the assignment problem is exact in integers."""
         m, n = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
         units = data.draw(st.integers(1, 12))
-        cost = np.array(data.draw(st.lists(st.lists(st.integers(0, 9), min_size=n, max_size=n), min_size=m, max_size=m)))
+        cost = np.array(
+            data.draw(st.lists(st.lists(st.integers(0, 9), min_size=n, max_size=n), min_size=m, max_size=m))
+        )
         row_of = np.array(data.draw(st.lists(st.integers(0, m - 1), min_size=units, max_size=units)))
         column_of = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=units, max_size=units)))
         expanded = cost[row_of][:, column_of]
@@ -215,6 +216,7 @@ class TestTheJudges:
     HALF = np.full((1, 2), 0.5)
     BEST = np.array([[[0.5, 0.0], [0.0, 0.5]]])
     WORST = np.array([[[0.0, 0.5], [0.5, 0.0]]])
+    SWAP = np.array([[[1.0, -1.0], [-1.0, 1.0]]])
 
     def test_both_know_the_optimum(self) -> None:
         check(self.COST, self.HALF, self.HALF, self.BEST)
@@ -231,8 +233,8 @@ class TestTheJudges:
         "plan",
         [
             pytest.param(WORST, id="not-optimal"),
-            pytest.param(BEST + [[[1e-9, -1e-9], [-1e-9, 1e-9]]], id="negative"),
-            pytest.param(BEST - [[[1e-8, -1e-8], [-1e-8, 1e-8]]], id="too-many-entries-and-off-by-1e-8"),
+            pytest.param(BEST + 1e-9 * SWAP, id="negative"),
+            pytest.param(BEST - 1e-8 * SWAP, id="too-many-entries-and-off-by-1e-8"),
             pytest.param(BEST * (1 + 1e-11), id="marginals-off-by-1e-11"),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from bert_emd.cli.config_file import read_config_file
 from bert_emd.cli.console import console, first_process, say, scores_line, table
+from bert_emd.cli.options import GROUPS
 from bert_emd.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,22 +25,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Interrupted", "evaluate_and_show", "interruptible", "predict_and_show", "require", "resolve_args"]
 
+_LOG = logging.getLogger("bert_emd")
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run, which knows the run's folder."""
-
-    def __init__(self, output_dir: str | None) -> None:
-        super().__init__()
-        self.output_dir = output_dir
+    """Ctrl-C during a run; the message says how to go on."""
 
 
 @contextmanager
 def interruptible(output_dir: str | None) -> Iterator[None]:
-    """Let a Ctrl-C inside carry the run's folder to the end of the command."""
+    """Let a Ctrl-C inside tell the last checkpoint in ``output_dir`` and how to go on from there."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(output_dir) from None
+        raise Interrupted(_how_to_go_on(output_dir)) from None
+
+
+def _how_to_go_on(output_dir: str | None) -> str:
+    from bert_emd.training.outputs import complete_checkpoints
+
+    if output_dir is None:
+        return "nothing was written"
+    found = complete_checkpoints(Path(output_dir))
+    if not found:
+        return f"there is no complete checkpoint in {output_dir} yet; start again with --overwrite_output_dir"
+    return f"the last checkpoint is {found[-1]}; the same command with --resume_from_checkpoint true goes on from there"
 
 
 def resolve_args(cls: type[ConfigT], args: argparse.Namespace) -> Resolved[ConfigT]:
@@ -51,7 +62,7 @@ def resolve_args(cls: type[ConfigT], args: argparse.Namespace) -> Resolved[Confi
     if path and getattr(resolved.config, "overwrite_output_dir", False):
         folder = Path(getattr(resolved.config, "output_dir", None) or ".").resolve()
         if folder in Path(path).resolve().parents:
-            raise UserError(f"output_dir {folder} holds the file --config {path}; name another, so that nothing is lost")
+            raise UserError(f"output_dir {folder} holds the --config file {path}; name another folder")
     return resolved
 
 
@@ -73,7 +84,8 @@ def show_resolved(resolved: Resolved[Any]) -> None:
         return
     rows: list[tuple[Any, ...]] = []
     idle = []
-    for f in dataclasses.fields(resolved.config):
+    order = list(GROUPS)
+    for f in sorted(dataclasses.fields(resolved.config), key=lambda f: order.index(f.metadata["group"])):
         value, source, reason = getattr(resolved.config, f.name), resolved.sources[f.name], resolved.unused.get(f.name)
         if f.name == "trainer_args":
             rows += [(key, show(item), resolved.trainer_sources.get(key, source), "") for key, item in value.items()]
@@ -90,7 +102,7 @@ def show_resolved(resolved: Resolved[Any]) -> None:
     for note in resolved.notes:
         say(f"note: {note}")
     for warning in resolved.warnings:
-        say(f"warning: {warning}")
+        _LOG.warning("%s", warning)
     out.print()
 
 
@@ -107,8 +119,7 @@ def evaluate_and_show(config: EvaluateConfig) -> None:
     """Evaluate a model and print its scores."""
     from bert_emd.training.evaluation import evaluate
 
-    with interruptible(None):
-        result = evaluate(config)
+    result = evaluate(config)
     say(f"{result['task']}, main metric {result['metric']}")
     for split, scores in result.items():
         if isinstance(scores, dict) and split != "rows":
@@ -119,7 +130,6 @@ def predict_and_show(config: EvaluateConfig) -> None:
     """Write a model's predictions and print where they are."""
     from bert_emd.training.evaluation import predict
 
-    with interruptible(None):
-        written = predict(config)
+    written = predict(config)
     for path in written:
         say(f"wrote {path}")

@@ -7,14 +7,21 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["console", "first_process", "package_logging", "say", "table"]
+__all__ = ["console", "first_process", "package_logging", "say", "scores_line", "table"]
 
 _PIPE_WIDTH = 120
+_QUIET = MappingProxyType({
+    "transformers": "TRANSFORMERS_VERBOSITY",
+    "datasets": "DATASETS_VERBOSITY",
+    "huggingface_hub": "HF_HUB_VERBOSITY",
+})  # fmt: skip
+"""Libraries that log errors only, unless the user set their variable."""
 
 
 def console() -> Console:
@@ -54,11 +61,10 @@ def scores_line(name: str, scores: Mapping[str, Any]) -> str:
 
 @contextmanager
 def package_logging() -> Iterator[None]:
-    """While it lasts, ``bert_emd`` logs plain lines to stdout and warnings to stderr; Transformers logs errors only."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DATASETS_VERBOSITY", "error")
-    if "transformers" in sys.modules and os.environ["TRANSFORMERS_VERBOSITY"] == "error":
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+    """While it lasts, ``bert_emd`` logs plain lines to stdout and warnings to stderr; others log errors only."""
+    for library, variable in _QUIET.items():
+        if os.environ.setdefault(variable, "error") == "error":
+            logging.getLogger(library).setLevel(logging.ERROR)
     logger, handler = logging.getLogger("bert_emd"), _LineHandler()
     level = logger.level
     logger.setLevel(logging.INFO if first_process() else logging.WARNING)

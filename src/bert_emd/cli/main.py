@@ -25,18 +25,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     any more.
     """
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        status = _status(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except UserError as error:
-        return _fail(MISTAKE, f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt as error:
-        return _fail(INTERRUPTED, f"interrupted{_how_to_go_on(getattr(error, 'output_dir', None))}")
     except BrokenPipeError:
         # What is still buffered would raise once more when Python flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    return status
+
+
+def _status(argv: list[str]) -> int:
+    try:
+        _run(argv)
+    except UserError as error:
+        return _fail(MISTAKE, f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt as error:
+        return _fail(INTERRUPTED, "; ".join(("interrupted", *map(str, error.args))))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else DONE
+    except BrokenPipeError:
+        raise
     except Exception:
         traceback.print_exc()
         return _fail(FAULT, "this is a fault of bert-emd and not yours; please report it with the lines above")
@@ -89,19 +97,6 @@ def _version() -> str:
         return importlib.metadata.version("bert-emd")
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _how_to_go_on(output_dir: str | None) -> str:
-    if output_dir is None:
-        return ""
-    from pathlib import Path
-
-    from bert_emd.training.outputs import complete_checkpoints
-
-    found = complete_checkpoints(Path(output_dir))
-    if not found:
-        return f"; there is no complete checkpoint in {output_dir} yet, so start again with --overwrite_output_dir"
-    return f"; the last checkpoint is {found[-1]}: the same command with --resume_from_checkpoint true goes on from there"
 
 
 def _fail(status: int, line: str) -> int:

@@ -6,19 +6,21 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from bert_emd.errors import UserError
 
-__all__ = ["OptionParser", "add_config_arguments"]
+__all__ = ["GROUPS", "OptionParser", "add_config_arguments"]
 
-_GROUPS = {
+GROUPS = MappingProxyType({
     "data": "data and models",
     "student": "teacher and student",
     "method": "method",
     "training": "training",
     "output": "output",
-}
+})  # fmt: skip
+"""The groups of a configuration's fields in the order in which they are shown, each with its title."""
 _ENGINE = "fields of transformers.TrainingArguments, passed on as they are"
 
 
@@ -29,9 +31,7 @@ class OptionParser(argparse.ArgumentParser):
     """The configuration whose names are suggested for an unknown flag."""
 
     def __init__(self, prog: str, description: str, usage: str = "%(prog)s [options]") -> None:
-        super().__init__(
-            prog=prog, description=description, usage=usage, allow_abbrev=False, formatter_class=_Formatter, add_help=False
-        )
+        super().__init__(prog, usage, description, formatter_class=_Formatter, add_help=False, allow_abbrev=False)
         self.own = self.add_argument_group("this command")
         self.own.add_argument("-h", "--help", action="help", help="show this help")
 
@@ -59,7 +59,8 @@ class OptionParser(argparse.ArgumentParser):
         from bert_emd.training.values import nearest
 
         close = nearest(flag.lstrip("-"), own)
-        return UserError(f"unknown flag {flag}" + (f"; did you mean --{close}?" if close else "; --help lists the known ones"))
+        hint = f"did you mean --{close}?" if close else "--help lists the known ones"
+        return UserError(f"unknown flag {flag}; {hint}")
 
 
 def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
@@ -74,11 +75,12 @@ def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
 
     parser.config_class = cls
     trains = issubclass(cls, RunConfig)
-    _add(parser.own, "config", str, "a YAML file that sets any of the options below; a flag wins over it", metavar="FILE")
+    _add(parser.own, "config", str, "a YAML file that sets any of these options; a flag wins over it", metavar="FILE")
     if trains:
-        _add(parser.own, "preset", str, f"published settings instead of our defaults: {', '.join(PRESETS)}", metavar="NAME")
+        presets = ", ".join(PRESETS)
+        _add(parser.own, "preset", str, f"published settings instead of our defaults: {presets}", metavar="NAME")
     fields, types = dataclasses.fields(cls), field_types(cls)
-    for key, title in _GROUPS.items():
+    for key, title in GROUPS.items():
         members = [f for f in fields if f.metadata["group"] == key]
         if not members:
             continue

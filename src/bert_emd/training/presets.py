@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -111,10 +109,10 @@ def student_depth(values: Mapping[str, Any]) -> int:
         return len(values["student_layer_ids"])
     cache_dir = values.get("cache_dir")
     if values.get("student_model") is not None:
-        return _model_depth("student_model", values["student_model"], cache_dir)
+        return _model_depth("the student", values["student_model"], cache_dir)
     if values.get("teacher_model") is not None:
-        return max(1, _model_depth("teacher_model", values["teacher_model"], cache_dir) // 2)
-    raise UserError("preset paper depends on the student's depth, and there is no model to take it from; name --student_layers")
+        return max(1, _model_depth("the teacher", values["teacher_model"], cache_dir) // 2)
+    raise UserError("preset paper depends on the student's depth, and no model tells it; name --student_layers")
 
 
 def _published_task(task_name: str | None) -> str:
@@ -127,29 +125,12 @@ def _published_task(task_name: str | None) -> str:
     return task
 
 
-def _model_depth(role: str, name: str, cache_dir: str | None) -> int:
-    advice = f"so preset paper cannot tell the student's depth from {role} {name}; name --student_layers"
-    path = Path(name) / "config.json"
-    if not Path(name).is_dir():
-        path = _download_config(name, cache_dir, advice)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no config.json in {name}, {advice}") from None
-    except (OSError, ValueError):
-        raise UserError(f"{path} is not readable JSON, {advice}") from None
-    for key in ("num_hidden_layers", "n_layers", "num_layers"):
-        depth = config.get(key) if isinstance(config, dict) else None
-        if isinstance(depth, int) and depth > 0:
-            return depth
-    raise UserError(f"{path} has no num_hidden_layers, {advice}")
-
-
-def _download_config(name: str, cache_dir: str | None, advice: str) -> Path:
-    from huggingface_hub import hf_hub_download
+def _model_depth(what: str, name: str, cache_dir: str | None) -> int:
+    from bert_emd.models import load_config
 
     try:
-        return Path(hf_hub_download(name, "config.json", cache_dir=cache_dir))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name} is neither a folder nor a model that the hub gave ({reason}), {advice}") from None
+        return int(load_config(name, what, cache_dir=cache_dir).num_hidden_layers)
+    except UserError as error:
+        raise UserError(f"{error} (preset paper takes the student's depth from it; or name --student_layers)") from None
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{what} {name} does not say how many layers it has; name --student_layers") from None

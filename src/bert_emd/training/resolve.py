@@ -6,7 +6,6 @@ import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -85,9 +84,7 @@ def resolve(
 
 def with_sources_from_defaults(config: DataConfig) -> dict[str, str]:
     """Return the sources of a configuration made in Python: ``python`` where a field differs from its default."""
-    return {
-        f.name: DEFAULT if getattr(config, f.name) == _default(f) else "python" for f in dataclasses.fields(config)
-    }
+    return {f.name: DEFAULT if getattr(config, f.name) == _default(f) else "python" for f in dataclasses.fields(config)}
 
 
 def spellings(cls: type[DataConfig]) -> dict[str, str]:
@@ -98,10 +95,9 @@ def spellings(cls: type[DataConfig]) -> dict[str, str]:
     return names
 
 
-@cache
 def field_types(cls: type[DataConfig]) -> Mapping[str, Any]:
     """Return the declared type of each field."""
-    return MappingProxyType(typing.get_type_hints(cls))
+    return typing.get_type_hints(cls)
 
 
 def unknown_name(cls: type[DataConfig], name: str, *, prefix: str = "", also: Iterable[str] = ()) -> UserError:
@@ -136,7 +132,8 @@ def _typed(cls: type[DataConfig], given: Mapping[str, Any], source: str) -> dict
         if name == _EXTRA and _EXTRA in types:
             extra.update(check_trainer_args(convert(value, types[name], where)))
         elif name in types:
-            typed[name] = convert(_resume_value(value) if name == "resume_from_checkpoint" else value, types[name], where)
+            value = _resume_value(value) if name == "resume_from_checkpoint" else value
+            typed[name] = convert(value, types[name], where)
         elif name in ACCEPTED and _EXTRA in types:
             extra[name] = convert(value, trainer_type(name), where)
         else:

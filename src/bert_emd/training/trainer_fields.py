@@ -102,7 +102,7 @@ REFUSED: Mapping[str, str] = MappingProxyType({
     "use_liger_kernel": _LIGER, "liger_kernel_config": _LIGER,
     "use_cache": "an encoder has no cache of earlier tokens",
     "neftune_noise_alpha": "the noise would be matched with the teacher's embeddings",
-    "auto_find_batch_size": "the batch size is part of the recipe; lower train_batch_size or raise gradient_accumulation_steps",
+    "auto_find_batch_size": "the batch size is part of the recipe; raise gradient_accumulation_steps instead",
     "accelerator_config": "train_batch_size and gradient_accumulation_steps say how batches are made",
     "logging_strategy": "use logging_steps",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
@@ -152,5 +152,5 @@ def trainer_type(name: str) -> Any:
 
     hints = typing.get_type_hints(transformers.TrainingArguments)
     if name not in hints:
-        raise UserError(f"transformers {transformers.__version__}, which is installed, has no option {name}; leave it out")
+        raise UserError(f"the installed transformers {transformers.__version__} has no option {name}; leave it out")
     return hints[name]

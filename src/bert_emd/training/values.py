@@ -33,8 +33,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         converted = _convert_one(value, member, only=len(wanted) == 1)
         if converted is not _NO:
             return converted
-    if isinstance(value, bool) and all(_is_textual(member) for member in wanted):
-        raise UserError(f"{where} must be text, and YAML reads an unquoted yes, no, on, off, true or false otherwise: put it in quotes")
+    items = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(item, bool) for item in items) and all(_is_textual(member) for member in wanted):
+        raise UserError(f"{where} must be text, and YAML reads yes, no, on and off as true and false; put it in quotes")
     raise UserError(f"{where} must be {' or '.join(map(_describe, wanted))}, not {value!r}")
 
 
