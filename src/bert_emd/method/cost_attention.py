@@ -101,9 +101,8 @@ class CostAttention:
             ("hidden", hidden_cost, hidden_plan),
         ):
             if cost is not None:
-                cost_MN, plan_MN = self._checked(f"{name}_cost", cost), self._checked(f"{name}_plan", plan)
-                # Every rule is blind to the scale of the costs; relative to the largest none of the sums overflows.
-                terms.append((name, cost_MN / (cost_MN.max() or 1.0) * plan_MN))
+                spent_MN = self._checked(f"{name}_cost", cost) * self._checked(f"{name}_plan", plan)
+                terms.append((name, spent_MN))
         if self.rule == "fixed" or not terms:
             return
         sides = {"student": 1, "teacher": 0}
@@ -124,6 +123,7 @@ class CostAttention:
         top = unit_cost.max()
         if top <= 0:
             return np.full(len(unit_cost), 1.0 / len(unit_cost), dtype=np.float64)
+        # Relative to the largest cost nothing overflows, and every rule is blind to the scale.
         c: Vector = np.maximum(unit_cost / top, _UNIT_COST_FLOOR)
         if self.rule == "ratio":
             weights: Vector = (1 / c) / (1 / c).sum()

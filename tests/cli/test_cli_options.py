@@ -21,7 +21,8 @@ FINETUNE = """--model_type bert --model_name_or_path D --task_name MRPC --do_tra
 --gradient_accumulation_steps 1 --per_gpu_eval_batch_size 64 --weight_decay 0.0 --do_predict false"""
 
 DISTILL = """--data_dir glue/MRPC --teacher_model T --student_model S --task_name mrpc --output_dir O
---max_seq_length 128 --train_batch_size 32 --eval_batch_size 64 --learning_rate 3e-5 --num_train_epochs 10 --eval_step 50 --beta 0.01
+--max_seq_length 128 --train_batch_size 32 --eval_batch_size 64 --learning_rate 3e-5 --num_train_epochs 10
+--eval_step 50 --beta 0.01
 --theta 1 --alpha 1 --T 1 --T_emd 1 --seperate --use_emd true --update_weight True --one_step True
 --pred_distill false --new_pred_loss true --use_att --use_rep --use_embedding --share_param true --no_pretrain false
 --tinybert false --pkd false --do_lower_case --weight_decay 0.01 --warmup_proportion 0.1 --no_cuda --seed 42

@@ -1,0 +1,72 @@
+"""Distil a fine-tuned transformer encoder into a small, fast student: many-to-many layer mapping by earth mover's distance.
+
+The method's functions, the two things one does (`finetune`, `distill`) and their configuration. Names are imported on
+first use, so that ``import bert_emd`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bert_emd.errors import UserError
+    from bert_emd.method import (
+        CostAttention,
+        attention_distances,
+        hidden_distances,
+        prediction_loss,
+        transport_plan,
+    )
+    from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
+    from bert_emd.training.distill import DistillResult, distill
+    from bert_emd.training.evaluation import evaluate, predict
+    from bert_emd.training.finetune import FinetuneResult, finetune
+    from bert_emd.training.trainer import DistillTrainer
+
+__all__ = [
+    "CostAttention",
+    "DistillConfig",
+    "DistillResult",
+    "DistillTrainer",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "UserError",
+    "attention_distances",
+    "distill",
+    "evaluate",
+    "finetune",
+    "hidden_distances",
+    "predict",
+    "prediction_loss",
+    "transport_plan",
+]
+
+try:
+    __version__ = version("bert-emd")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "UserError": "errors",
+    **dict.fromkeys(
+        ("CostAttention", "attention_distances", "hidden_distances", "prediction_loss", "transport_plan"), "method"
+    ),
+    **dict.fromkeys(("DistillConfig", "EvaluateConfig", "FinetuneConfig"), "training.config"),
+    **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
+    **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
+    **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
+    "DistillTrainer": "training.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bert_emd' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"bert_emd.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
