@@ -320,6 +320,24 @@ class TestEmdState:
         assert all(torch.equal(saved[key], copied[key]) for key in saved)
         assert all((weights_of(loaded)[name] != expected[name]).any() for name in VECTORS)
 
+    def test_a_loaded_state_is_a_copy(self) -> None:
+        mapping, loaded = build_mapping("emd", options()), build_mapping("emd", options())
+        advance(mapping, 1)
+        state = mapping.state_dict()
+        loaded.load_state_dict(state)
+        for tensor in state.values():
+            tensor.zero_()
+        for name, weights in weights_of(loaded).items():
+            np.testing.assert_array_equal(weights, weights_of(mapping)[name])
+
+    @pytest.mark.parametrize("broken", [math.nan, math.inf, 0.9])
+    def test_a_broken_state_is_refused(self, broken: float) -> None:
+        mapping = build_mapping("emd", options())
+        state = mapping.get_extra_state()
+        state[0] = broken
+        with pytest.raises(ValueError, match="do not sum to 1"):
+            mapping.set_extra_state(state)
+
     @pytest.mark.parametrize("saved", [(3, 4), (2, 5), (2, 6), (6, 2), (1, 7), (7, 1), (3, 5), (5, 3)])
     def test_other_depths_are_refused(self, saved: tuple[int, int]) -> None:
         """Also where the vectors are as long together: 2 and 6 layers are not 4 and 4."""

@@ -16,11 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from bert_emd.method import Features, MappingOptions, build_mapping
 
 M, N, WIDTH, HEADS = 2, 4, 8, 2
-LENGTHS = [9, 7, 8, 2, 3]  # tokens of the five texts; the first three go to the first process
+# Tokens of the five texts; the first three go to the first process. Where each process has texts of one length, it
+# needs no mask of its own.
+LENGTHS = {True: [9, 7, 8, 2, 3], False: [9, 9, 9, 4, 4]}
 SHARES = [slice(0, 3), slice(3, 5)]
 STEPS = 3
 
-# What runs, by name: a mapping, its options, whether padding is masked.
+# What runs, by name: a mapping, its options, whether the two processes have masks.
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "emd": ("emd", {}, True),
     "emd-double-softmax-separate": ("emd", {"rule": "double-softmax", "joint": False}, True),
@@ -67,21 +69,20 @@ class Student(nn.Module):
 
 
 def batch(step: int, texts: slice, masked: bool) -> tuple[Tensor, Features, Tensor | None]:
-    """These texts of the step's batch, padded to their own longest; without a mask all texts are of one length."""
+    """These texts of the step's batch, padded to their own longest."""
     generator = torch.Generator().manual_seed(step)
-    lengths = torch.tensor(LENGTHS if masked else [5] * len(LENGTHS))
-    longest = int(lengths.max())
+    lengths = torch.tensor(LENGTHS[masked])
+    longest, own = int(lengths.max()), int(lengths[texts].max())
 
     def draw() -> Tensor:
-        return torch.randn(len(LENGTHS), longest, WIDTH, generator=generator, dtype=torch.float64)
+        return torch.randn(len(lengths), longest, WIDTH, generator=generator, dtype=torch.float64)
 
-    own = int(lengths[texts].max())
     layers = [(1 + j / 2) * draw()[texts, :own] for j in range(N + 2)]
     inputs, embedding, hidden = layers[0], layers[1], layers[2:]
     heads = [layer.unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in hidden]
     teacher = Features(embedding=embedding, hidden=hidden, attention=[(heads[j], heads[(j + 1) % N]) for j in range(N)])
-    mask = torch.arange(own) < lengths[texts][:, None] if masked else None
-    return inputs, teacher, mask
+    mask = torch.arange(own) < lengths[texts][:, None]
+    return inputs, teacher, None if mask.all() else mask
 
 
 def train(case: str, texts: slice, parallel: bool) -> list[dict[str, Any]]:
