@@ -1,4 +1,4 @@
-"""Distil a fine-tuned transformer encoder into a small, fast student: many-to-many layer mapping by earth mover's distance.
+"""Distil a fine-tuned transformer encoder into a small, fast student (BERT-EMD).
 
 The method's functions, the two things one does (`finetune`, `distill`) and their configuration. Names are imported on
 first use, so that ``import bert_emd`` is quick.

@@ -70,6 +70,12 @@ def test_regression_by_hand() -> None:
     assert prediction_loss(student, teacher, y, alpha=0.5).item() == 3.5
 
 
+def test_regression_labels_may_be_a_column() -> None:
+    """[B, 1] against [B] would broadcast to B · B differences."""
+    student, y = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([3.0, 2.0, 1.0])
+    assert hard_loss(student, y[:, None]).item() == hard_loss(student, y).item() == pytest.approx(13 / 3)
+
+
 def test_the_mean_runs_over_the_classes() -> None:
     """1/C of the usual batch mean."""
     student, teacher = logits(0, 4), logits(1, 4)

@@ -37,7 +37,7 @@ def hard_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     tensor(4.)
     """
     if student_logits.shape[-1] == 1:
-        return F.mse_loss(student_logits.float().squeeze(-1), labels.float())
+        return F.mse_loss(student_logits.float().squeeze(-1), labels.float().flatten())
     return F.cross_entropy(student_logits.float(), labels)
 
 

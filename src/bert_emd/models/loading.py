@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ __all__ = ["LoadReport", "check_folder", "load_classifier", "load_config", "load
 
 _LOG = logging.getLogger("bert_emd")
 
-# Everything that can go wrong inside a loader when the folder or id is not what it should be.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, EOFError)
+# Everything that can go wrong inside a loader when the folder or id is not what it should be: safetensors, pickle, the
+# tokenizers and the configuration's checks each raise errors of their own, some of them plain `Exception`.
+_LOAD_ERRORS = (Exception,)
+_SHORT, _LONG = 12, 300  # characters of their messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,9 @@ def check_folder(path: str, what: str) -> None:
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"{what} {path} has no config.json, so it is not a model folder; name the folder of a saved model")
+            raise UserError(
+                f"{what} {path} has no config.json, so it is not a model folder; name the folder of a saved model"
+            )
         return
     if folder.exists():
         raise UserError(f"{what} {path} is a file; name the folder of a saved model")
@@ -81,22 +85,25 @@ def load_config(name_or_path: str, what: str, *, cache_dir: str | None = None, *
         UserError: there is no readable configuration.
     """
     check_folder(name_or_path, what)
-    file = Path(name_or_path) / "config.json"
-    if file.is_file():
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not readable JSON ({error}); restore the model's configuration") from error
-        if "model_type" not in values:
-            if not {"hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"} <= values.keys():
-                raise UserError(f"{file} has no model_type and is not a BERT configuration; add its model_type")
-            _LOG.info("%s names no model_type; its fields are BERT's, so it is read as BERT", file)
-            values = {k: v for k, v in values.items() if k not in ("pre_trained", "training", "structure")}
-            return AutoConfig.for_model("bert", **(values | changes))
     try:
+        values, _ = PretrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
+        if "model_type" not in values:
+            return _bert_config(name_or_path, what, values | changes)
         return AutoConfig.from_pretrained(name_or_path, cache_dir=cache_dir, trust_remote_code=False, **changes)
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} cannot be read: {_first_line(error)}") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{what} {name_or_path} cannot be read: {_why(error)}") from error
+
+
+def _bert_config(name_or_path: str, what: str, values: dict[str, Any]) -> PretrainedConfig:
+    if not {"hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"} <= values.keys():
+        raise UserError(
+            f"{what} {name_or_path}: its config.json has no model_type and is not BERT's; add its model_type"
+        )
+    _LOG.info("%s %s names no model_type; its fields are BERT's, so it is read as BERT", what, name_or_path)
+    values = {k: v for k, v in values.items() if k not in ("pre_trained", "training", "structure")}
+    return AutoConfig.for_model("bert", **values)
 
 
 def load_tokenizer(
@@ -114,7 +121,10 @@ def load_tokenizer(
             name_or_path, config=config, cache_dir=cache_dir, trust_remote_code=False, **options
         )
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} has no usable tokenizer: {_first_line(error)}") from error
+        raise UserError(f"{what} {name_or_path} has no usable tokenizer: {_why(error)}") from error
+    # Without its files Transformers makes a tokenizer that knows the special tokens alone and reads nothing else.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"{what} {name_or_path} has no vocabulary; save its tokenizer into the same folder")
     return tokenizer
 
 
@@ -147,13 +157,15 @@ def load_classifier(
             dtype=torch.float32,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=may_resize_head,
+            ignore_mismatched_sizes=True,  # judged below, with a message that names them
         )
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{what} {name_or_path} cannot be loaded: {_why(error)}") from error
     mismatched = [entry[0] for entry in info.get("mismatched_keys", ())]
-    if bad := [name for name in mismatched if not _is_head(name)]:
-        raise UserError(f"{what} {name_or_path}: {bad[0]} has another shape than config.json says; the folder is mixed up")
+    if bad := [name for name in mismatched if not (may_resize_head and _is_head(name))]:
+        raise UserError(
+            f"{what} {name_or_path}: {bad[0]} has another shape than config.json says; the folder is mixed up"
+        )
     fresh = sorted({*info["missing_keys"], *mismatched})
     report = LoadReport(
         loaded=len(model.state_dict()) - len(fresh), fresh=fresh, ignored=sorted(info["unexpected_keys"])
@@ -164,6 +176,12 @@ def load_classifier(
     return model, report
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _why(error: BaseException) -> str:
+    """One line on what a loader raised, whatever it raised."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights file holds more than tensors and is not opened; take a model.safetensors"
+    text = " ".join(str(error).split()).rstrip(".")
+    # Many errors are bare values: KeyError(101) alone says nothing.
+    if len(text) < _SHORT:
+        text = f"{type(error).__name__} {text}".rstrip()
+    return (text if len(text) <= _LONG else text[:_LONG] + "…") + "; save or download it again"

@@ -114,7 +114,9 @@ def _layer_ids(shape: StudentShape, total: int) -> list[int]:
         return ids
     layers = shape.layers if shape.layers is not None else max(1, total // 2)
     if layers > total:
-        raise UserError(f"the student is deeper than the teacher ({layers} layers against {total}); ask for at most {total}")
+        raise UserError(
+            f"the student is deeper than the teacher ({layers} layers against {total}); ask for at most {total}"
+        )
     if shape.init == "first":
         return list(range(1, layers + 1))
     if shape.init == "last":
@@ -189,9 +191,7 @@ def _check_labels(checkpoint: str, own: Sequence[str] | None, wanted: Sequence[s
         )
 
 
-def _from_checkpoint(
-    teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None
-) -> BuiltStudent:
+def _from_checkpoint(teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None) -> BuiltStudent:
     config = load_config(checkpoint, "the student", cache_dir=cache_dir)
     if config.num_hidden_layers > teacher.config.num_hidden_layers:
         raise UserError(

@@ -149,6 +149,8 @@ class Tap:
         for module in modules:
             heads = module.num_attention_heads
             seen: dict[str, Tensor] = {}
+            self._undo.append(module.register_forward_pre_hook(_forget(seen)).remove)
+            self._undo.append(seen.clear)
             for part, name in zip("qkv", names, strict=True):
                 handle = getattr(module, name).register_forward_hook(_hook(module, seen, part, heads))
                 self._undo.append(handle.remove)
@@ -206,7 +208,14 @@ def _hook(module: nn.Module, seen: dict[str, Tensor], part: str, heads: int) -> 
         seen[part] = output.unflatten(-1, (heads, -1)).transpose(1, 2)
         if len(seen) == 3:
             recorder(seen["q"], seen["k"], seen["v"])
-            seen.clear()
 
     return hook
 
+
+def _forget(seen: dict[str, Tensor]) -> Callable[..., None]:
+    """Each call of an attention module starts anew."""
+
+    def hook(_: nn.Module, __: Any) -> None:
+        seen.clear()
+
+    return hook

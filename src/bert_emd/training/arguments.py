@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from bert_emd.errors import UserError
 from bert_emd.training.config import RunConfig
+from bert_emd.training.trainer_fields import check_trainer_args
 
 __all__ = ["optimizer_choice", "training_arguments"]
 
 
-def training_arguments(config: RunConfig, folder: Path, *, main_metric: str, constant_lr: bool = False) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig, folder: Path, *, main_metric: str, constant_lr: bool = False
+) -> TrainingArguments:
     """The engine's arguments for a run.
 
     Args:
@@ -22,6 +25,9 @@ def training_arguments(config: RunConfig, folder: Path, *, main_metric: str, con
         folder: the output folder.
         main_metric: the metric that chooses the best checkpoint.
         constant_lr: the learning rate stays constant whatever the configuration says (intermediate stage).
+
+    Raises:
+        UserError: a field that is not accepted, or settings that the engine refuses.
     """
     # Below 1 the engine reads warmup_steps as a part of all steps.
     warmup = config.warmup_steps if config.warmup_steps is not None else min(config.warmup_proportion, 0.999999)
@@ -61,9 +67,10 @@ def training_arguments(config: RunConfig, folder: Path, *, main_metric: str, con
         ours["eval_steps"] = config.eval_step
     if config.save_steps is not None:
         ours["save_steps"] = config.save_steps
-    known = {f.name for f in dataclasses.fields(TrainingArguments)}
-    merged = {name: value for name, value in (ours | config.trainer_args).items() if name in known}
-    arguments = TrainingArguments(**merged)
+    try:
+        arguments = TrainingArguments(**(ours | check_trainer_args(config.trainer_args)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the engine refuses these settings: {str(error).splitlines()[0]}") from error
     if arguments.n_gpu > 1:
         # Without a launcher the engine would use nn.DataParallel, whose replicas lose the layer weights.
         arguments._n_gpu = 1

@@ -238,6 +238,11 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tinybert and self.one_step and self.use_emd and self.new_pred_loss:
+            # A frozen dataclass cannot tell a default from a value that was given, and all three given as true
+            # would contradict the switch.
+            for name in ("one_step", "use_emd", "new_pred_loss"):
+                object.__setattr__(self, name, False)
         self._between(0, 1, "alpha")
         self._at_least(0, "beta", "theta")
         self._above_zero("T", "T_emd", "reduce_T")
@@ -258,9 +263,13 @@ class DistillConfig(RunConfig):
         if self.no_pretrain and self.student_model is None:
             raise UserError("no_pretrain takes the shape of a student_model; name one, or use student_init fresh")
         if self.pred_distill and not self.one_step:
-            raise UserError("one_step false leaves the intermediate losses alone, pred_distill the prediction loss alone; keep one")
+            raise UserError(
+                "one_step false leaves the intermediate losses alone, pred_distill the prediction loss alone; keep one"
+            )
         if not self.one_step and self.effective_mapping in ("kd", "none"):
-            raise UserError(f"one_step false trains the intermediate losses, but mapping {self.effective_mapping} has none")
+            raise UserError(
+                f"one_step false trains the intermediate losses, but mapping {self.effective_mapping} has none"
+            )
         if not self.one_step and not (self.use_att or self.use_rep or self.use_embedding):
             raise UserError("with use_att, use_rep and use_embedding all false, one_step false leaves nothing to learn")
 

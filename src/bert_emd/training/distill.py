@@ -217,7 +217,9 @@ def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Eva
 
     changed = data.map(labelled)
     where = "validation (labelled by the teacher)"
-    return dataclasses.replace(changed, selected_on=where, reported_on=data.reported_on if "test" in data.reported else where)
+    return dataclasses.replace(
+        changed, selected_on=where, reported_on=data.reported_on if "test" in data.reported else where
+    )
 
 
 def _measure(data: RunData, teacher: PreTrainedModel, folder: Path, evaluator: Evaluator) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def _summary(metrics: dict[str, Any], data: RunData, folder: Path) -> str:
             )
     kept = metrics["retention_above_trivial"]
     notes = [
-        f"The student keeps {kept:.1%} of the teacher's {task.main_metric} above the trivial predictor's "
+        f"The student has {kept:.1%} of the teacher's {task.main_metric} above the trivial predictor's "
         f"{main_of(metrics['trivial'], task.main_metric):.4f}" if kept is not None
         else "The teacher is not above the trivial predictor",
         f"Checkpoint chosen on {metrics['selected_on']} (step {metrics['best_step']} of {metrics['last_step']}), "
@@ -264,4 +266,6 @@ def _summary(metrics: dict[str, Any], data: RunData, folder: Path) -> str:
         + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else ""),
         f"Saved in {folder}",
     ]  # fmt: skip
-    return render_table(f"{task.name}: distillation", ["model", *task.metrics, "parameters", "MB", "ms/sentence"], rows, notes)
+    return render_table(
+        f"{task.name}: distillation", ["model", *task.metrics, "parameters", "MB", "ms/sentence"], rows, notes
+    )

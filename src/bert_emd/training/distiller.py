@@ -95,12 +95,25 @@ class Distiller(nn.Module):
         if self.teacher_tap is not None:
             self.teacher_tap.detach()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:
         """Recompute the student's blocks in backward; the tap needs the form that keeps the graph."""
-        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        options = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
         if options["use_reentrant"]:
             raise UserError("gradient checkpointing with use_reentrant hides the layers from the mapping; leave it out")
-        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if not self.student.supports_gradient_checkpointing:
+            raise UserError(
+                f"a {self.student.config.model_type} model cannot recompute its blocks; leave gradient_checkpointing out"
+            )
+        if hasattr(self.student, "activation_checkpointing_enable"):
+            self.student.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **more)
+        else:
+            self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """The name that earlier versions of the engine call."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(
         self,

@@ -78,7 +78,9 @@ def finetune(
     if name is not None:
         base = load_config(config.config_name or name, "the model", cache_dir=config.cache_dir)
         if config.model_type is not None and config.model_type.lower() != base.model_type:
-            raise UserError(f"{name} is a {base.model_type} model, not {config.model_type}; mend or leave out --model_type")
+            raise UserError(
+                f"{name} is a {base.model_type} model, not {config.model_type}; mend or leave out --model_type"
+            )
         own_tokenizer = config.tokenizer_name or name
         tokenizer = tokenizer or load_tokenizer(
             own_tokenizer, "the model", do_lower_case=config.do_lower_case, cache_dir=config.cache_dir
@@ -98,7 +100,9 @@ def finetune(
     if isinstance(model, PreTrainedModel):
         classifier, report = model.float(), LoadReport(loaded=len(model.state_dict()))
         if label_names(model.config) != names:
-            raise UserError(f"the model's labels are {label_names(model.config)}, the data's {names}; give it these first")
+            raise UserError(
+                f"the model's labels are {label_names(model.config)}, the data's {names}; give it these first"
+            )
     else:
         set_labels(base, names)
         classifier, report = load_classifier(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
@@ -19,7 +19,7 @@ __all__ = ["Aligned", "RunData", "Source", "align", "load_run_data", "load_test"
 
 _LOG = logging.getLogger("bert_emd")
 
-Source = str | Path | datasets.Dataset | None
+Source: TypeAlias = "str | Path | datasets.Dataset | None"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,9 @@ def align(examples: Examples, model_names: Sequence[str] | None) -> Aligned:
     if (model_names is None) != task.is_regression:
         kinds = ("a number", "classes")
         of_model, of_data = (kinds[names is not None] for names in (model_names, task.label_names))
-        raise UserError(f"the model predicts {of_model} but the labels of {examples.source} are {of_data}; use another model")
+        raise UserError(
+            f"the model predicts {of_model} but the labels of {examples.source} are {of_data}; use another model"
+        )
     if model_names is None:
         return Aligned(examples=examples)
     if not task.label_names:

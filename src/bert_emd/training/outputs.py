@@ -64,7 +64,9 @@ def prepare_output_dir(
             raise UserError(f"output_dir {folder} is the {name}'s own folder; name another")
         if overwrite and (here in there.parents or there in here.parents):
             relation = "holds" if here in there.parents else "lies in"
-            raise UserError(f"output_dir {folder} {relation} the {name} ({value}); name another, so that nothing is lost")
+            raise UserError(
+                f"output_dir {folder} {relation} the {name} ({value}); name another, so that nothing is lost"
+            )
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         if not overwrite:
             raise UserError(
@@ -114,7 +116,9 @@ def resume_point(folder: str | None, wanted: str | None) -> Path | None:
     if wanted.lower() in ("true", "yes", "1"):
         found = complete_checkpoints(Path(folder or ""))
         if not found:
-            raise UserError(f"there is no complete checkpoint in {folder} to resume from; leave out --resume_from_checkpoint")
+            raise UserError(
+                f"there is no complete checkpoint in {folder} to resume from; leave out --resume_from_checkpoint"
+            )
         return found[-1]
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise UserError(f"{wanted} is not a complete checkpoint (no trainer_state.json); name a checkpoint-N folder")

@@ -53,7 +53,10 @@ class Preflight:
                 f"{what} {name} has no trained classifier ({report.head_fresh[0]} is not in it); "
                 "fine-tune it first with `bert-emd finetune`"
             )
-        self.fine(f"{what}: all {report.loaded} tensors loaded" + (f", {len(report.ignored)} ignored" if report.ignored else ""))
+        self.fine(
+            f"{what}: all {report.loaded} tensors loaded"
+            + (f", {len(report.ignored)} ignored" if report.ignored else "")
+        )
 
     def labels(self, names: tuple[str, ...] | None, assumed: bool) -> None:
         """Label names of model and data, already matched by name."""

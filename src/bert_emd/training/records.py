@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bert_emd.data import Examples, trivial_score
 from bert_emd.training.config import RunConfig
+from bert_emd.training.resolve import with_sources_from_defaults
 
 __all__ = ["render_table", "retention", "run_record", "trivial_of"]
 
@@ -26,16 +27,11 @@ def run_record(
     command: str, config: RunConfig, sources: Mapping[str, str] | None, data: Mapping[str, Examples], **more: Any
 ) -> dict[str, Any]:
     """Everything needed to run it again: configuration and where each value came from, versions, data, machine."""
-    defaults = type(config)()
-    values = dataclasses.asdict(config)
-    origin = sources if sources is not None else {
-        name: "default" if value == getattr(defaults, name) else "python" for name, value in values.items()
-    }  # fmt: skip
     return {
         "command": command,
         "command_line": sys.argv if sources is not None else None,
-        "config": values,
-        "sources": dict(origin),
+        "config": dataclasses.asdict(config),
+        "sources": dict(sources if sources is not None else with_sources_from_defaults(config)),
         "not_used": config.unused(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {

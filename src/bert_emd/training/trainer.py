@@ -98,7 +98,8 @@ class BestKeeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """The last step is evaluated too, so that the last model takes part in the choice."""
-        if state.global_step >= state.max_steps:
+        # An evaluation once an epoch sees the last step anyway.
+        if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_evaluate = True
         return control
 
