@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_encoders
 import torch
 from transformers import BertTokenizerFast, set_seed
-
-import tiny_encoders
 
 
 @pytest.fixture(autouse=True)

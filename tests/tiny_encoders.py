@@ -45,7 +45,8 @@ _EXTRA: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 ARCHITECTURES = (
-    "bert", "roberta", "electra", "albert", "distilbert", "camembert", "xlm-roberta", "modernbert", "mpnet", "deberta-v2",
+    "bert", "roberta", "electra", "albert", "distilbert",
+    "camembert", "xlm-roberta", "modernbert", "mpnet", "deberta-v2",
 )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def load_config(name_or_path: str, what: str, *, cache_dir: str | None = None, *
     except _LOAD_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{what} {name_or_path} cannot be read: {_why(error)}") from error
+        raise UserError(f"{what} {name_or_path} cannot be read: {_why(error, name_or_path)}") from error
 
 
 def _bert_config(name_or_path: str, what: str, values: dict[str, Any]) -> PretrainedConfig:
@@ -121,7 +121,7 @@ def load_tokenizer(
             name_or_path, config=config, cache_dir=cache_dir, trust_remote_code=False, **options
         )
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} has no usable tokenizer: {_why(error)}") from error
+        raise UserError(f"{what} {name_or_path} has no usable tokenizer: {_why(error, name_or_path)}") from error
     # Without its files Transformers makes a tokenizer that knows the special tokens alone and reads nothing else.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"{what} {name_or_path} has no vocabulary; save its tokenizer into the same folder")
@@ -160,8 +160,8 @@ def load_classifier(
             ignore_mismatched_sizes=True,  # judged below, with a message that names them
         )
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} cannot be loaded: {_why(error)}") from error
-    mismatched = [entry[0] for entry in info.get("mismatched_keys", ())]
+        raise UserError(f"{what} {name_or_path} cannot be loaded: {_why(error, name_or_path)}") from error
+    mismatched = sorted(entry[0] for entry in info.get("mismatched_keys", ()))
     if bad := [name for name in mismatched if not (may_resize_head and _is_head(name))]:
         raise UserError(
             f"{what} {name_or_path}: {bad[0]} has another shape than config.json says; the folder is mixed up"
@@ -176,7 +176,7 @@ def load_classifier(
     return model, report
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, name_or_path: str) -> str:
     """One line on what a loader raised, whatever it raised."""
     if isinstance(error, pickle.UnpicklingError):
         return "its weights file holds more than tensors and is not opened; take a model.safetensors"
@@ -184,4 +184,5 @@ def _why(error: BaseException) -> str:
     # Many errors are bare values: KeyError(101) alone says nothing.
     if len(text) < _SHORT:
         text = f"{type(error).__name__} {text}".rstrip()
-    return (text if len(text) <= _LONG else text[:_LONG] + "…") + "; save or download it again"
+    advice = "save or download it again" if Path(name_or_path).exists() else "there is no folder of this name either"
+    return f"{text if len(text) <= _LONG else text[:_LONG] + '…'}; {advice}"

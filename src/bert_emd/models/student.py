@@ -96,10 +96,11 @@ def build_student(
     if shape.sizes or shape.init == "fresh":
         why = f" ({', '.join(f'{k} {v}' for k, v in shape.sizes.items())})" if shape.sizes else ""
         return BuiltStudent(model=model, origin=f"student: {len(ids)} layers{why}, all weights fresh (seed {seed})")
-    copied, fresh_names = _copy_layers(teacher, model, ids)
+    copied, fresh_names, ignored = _copy_layers(teacher, model, ids)
+    left = f", ignored: {', '.join(ignored)}" if ignored else ""
     origin = (
-        f"student: {len(ids)} layers copied from teacher layers {', '.join(map(str, ids))}, with embeddings, pooler and "
-        f"head ({copied} tensors copied, {len(fresh_names)} fresh)"
+        f"student: {len(ids)} layers copied from teacher layers {', '.join(map(str, ids))}, with embeddings, pooler "
+        f"and head ({copied} tensors copied, {len(fresh_names)} fresh{left})"
     )
     return BuiltStudent(model=model, origin=origin, layer_ids=ids)
 
@@ -130,7 +131,7 @@ def _config_for(teacher: PretrainedConfig, ids: Sequence[int]) -> PretrainedConf
     config.num_hidden_layers = len(ids)
     # Some architectures describe each layer in a list (sliding or full attention, …): the chosen layers' entries.
     for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == total and name not in ("architectures",):
+        if isinstance(value, list) and len(value) == total and "layer" in name:
             setattr(config, name, [value[i - 1] for i in ids])
     return config
 
@@ -142,6 +143,8 @@ def _resize(config: PretrainedConfig, sizes: dict[str, int]) -> None:
         if not hasattr(config, own):
             raise UserError(f"a {config.model_type} model has no {name}; leave --student_{name} out")
         setattr(config, own, value)
+    if hasattr(config, "pooler_hidden_size"):  # DeBERTa's pooler says its width a second time
+        config.pooler_hidden_size = config.hidden_size
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"student_hidden_size {config.hidden_size} is not a multiple of its {config.num_attention_heads} attention "
@@ -149,22 +152,30 @@ def _resize(config: PretrainedConfig, sizes: dict[str, int]) -> None:
         )
 
 
-def _copy_layers(teacher: PreTrainedModel, student: PreTrainedModel, ids: Sequence[int]) -> tuple[int, list[str]]:
-    """Copy every tensor of the student from its place in the teacher; names of those without a place."""
+def _copy_layers(
+    teacher: PreTrainedModel, student: PreTrainedModel, ids: Sequence[int]
+) -> tuple[int, list[str], list[str]]:
+    """Copy every tensor of the student from its place in the teacher.
+
+    Returns how many, the student's tensors that the teacher does not have, and the tensors of the chosen teacher
+    layers that the student has no place for (ModernBERT's first layer lacks a norm that the others have).
+    """
     prefix = _layer_list(teacher)
     source = teacher.state_dict()
     target = student.state_dict()
     pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.") if prefix else None
     weights, fresh = {}, []
+    ignored = {name for name in source if not (m := pattern and pattern.match(name)) or int(m[1]) + 1 in ids}
     for name, tensor in target.items():
         match = pattern.match(name) if pattern else None
         origin = f"{prefix}.{ids[int(match[1])] - 1}.{name[match.end() :]}" if match else name
         if origin in source and source[origin].shape == tensor.shape:
             weights[name] = source[origin].clone()
+            ignored.discard(origin)
         else:
             fresh.append(name)
     student.load_state_dict(weights, strict=False)
-    return len(weights), fresh
+    return len(weights), fresh, sorted(ignored)
 
 
 def _layer_list(model: PreTrainedModel) -> str | None:
@@ -177,18 +188,24 @@ def _layer_list(model: PreTrainedModel) -> str | None:
     ]
     if not lists:
         return None
-    return max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))[0]
+    name, _ = max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
+    return str(name)
 
 
 def _check_labels(checkpoint: str, own: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
     """A head that was trained on other classes, or on the same in another order, must not pass for the teacher's."""
     if own is None or all(re.fullmatch(r"LABEL_\d+", name) for name in own):
         return
-    if [n.lower() for n in own] != [n.lower() for n in wanted or ()]:
+    if [_plain(name) for name in own] != [_plain(name) for name in wanted or ()]:
         raise UserError(
-            f"the student {checkpoint} has the labels {', '.join(own)} but the teacher {', '.join(wanted or ['one number'])}; "
-            "use a student without a head, or one with the teacher's labels in the same order"
+            f"the student {checkpoint} has the labels {', '.join(own)} but the teacher "
+            f"{', '.join(wanted or ['one number'])}; use a student without a head, or one with the teacher's labels in "
+            "the same order"
         )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]+", "_", name.strip().lower())
 
 
 def _from_checkpoint(teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None) -> BuiltStudent:

@@ -159,7 +159,12 @@ class Tap:
         marked = [m for m in modules if not isinstance(m, (nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Dropout))]
         for module in marked:
             object.__setattr__(module, _RECORDER, None)
-        self._undo.append(lambda: [object.__delattr__(m, _RECORDER) for m in marked] and None)
+
+        def unmark() -> None:
+            for module in marked:
+                object.__delattr__(module, _RECORDER)
+
+        self._undo.append(unmark)
 
 
 def _registered(base: str) -> str:
@@ -205,7 +210,7 @@ def _hook(module: nn.Module, seen: dict[str, Tensor], part: str, heads: int) -> 
         # Relative-position embeddings pass through the same layers in some models; hidden states come first.
         if recorder is None or part in seen:
             return
-        seen[part] = output.unflatten(-1, (heads, -1)).transpose(1, 2)
+        seen[part] = output.reshape(*output.shape[:-1], heads, -1).transpose(1, 2)
         if len(seen) == 3:
             recorder(seen["q"], seen["k"], seen["v"])
 

@@ -103,9 +103,8 @@ class Distiller(nn.Module):
         if options["use_reentrant"]:
             raise UserError("gradient checkpointing with use_reentrant hides the layers from the mapping; leave it out")
         if not self.student.supports_gradient_checkpointing:
-            raise UserError(
-                f"a {self.student.config.model_type} model cannot recompute its blocks; leave gradient_checkpointing out"
-            )
+            kind = self.student.config.model_type
+            raise UserError(f"a {kind} model cannot recompute its blocks; leave activation_checkpointing out")
         if hasattr(self.student, "activation_checkpointing_enable"):
             self.student.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **more)
         else:
@@ -143,7 +142,8 @@ class Distiller(nn.Module):
             self._project(features)
             mask = attention_mask
             if opt.count_padding:
-                mask = _zero_padded_keys(features, teacher_features, attention_mask)
+                _zero_padded_keys(features, teacher_features, attention_mask)
+                mask = None  # every position is in the means
             loss = loss + self._intermediate(features, teacher_features, mask)
         if opt.one_step:
             prediction = prediction_loss(
@@ -209,7 +209,7 @@ def _projection(narrow: int, wide: int) -> nn.Linear:
 
 
 def _zero_padded_keys(student: Features, teacher: Features, mask: Tensor | None) -> None:
-    """The published form: a padded key's score counts as zero, and every position is in the mean (no mask)."""
+    """The published form: a padded key's score counts as zero."""
     if mask is None:
         return
     for features in (student, teacher):

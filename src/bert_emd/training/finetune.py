@@ -146,7 +146,7 @@ def finetune(
     metrics |= steps_of(folder, trainer, seconds)
     if config.eval_all_checkpoints:
         metrics["checkpoints"] = {
-            path.name: per_split(data, lambda rows, path=path: evaluator.scores(plain_model(path), rows))  # type: ignore[misc]
+            path.name: per_split(data, lambda rows, path=path: evaluator.scores(plain_model(path), rows))
             for path in complete_checkpoints(folder)
         }
     write_json(folder / "metrics.json", metrics)

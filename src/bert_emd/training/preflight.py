@@ -73,7 +73,7 @@ class Preflight:
         self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, other: PreTrainedTokenizerBase | None
     ) -> None:
         """Teacher and student read the same token ids, so they need the same vocabulary."""
-        rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        rows = model.get_input_embeddings().num_embeddings
         if other is not None and other.get_vocab() != tokenizer.get_vocab():
             ours, theirs = tokenizer.get_vocab(), other.get_vocab()
             differing = sum(ours.get(token) != i for token, i in theirs.items()) + len(ours.keys() - theirs.keys())
