@@ -166,7 +166,7 @@ def test_the_hub_is_asked_for_the_right_split(monkeypatch, data_dir, hub_id):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = load_glue("MNLI", "validation_mismatched", data_dir, cache_dir="kept")
-    assert asked == [((hub_id, "mnli"), {"split": "validation_mismatched", "cache_dir": "kept"})]
+    assert asked == [((hub_id, "mnli"), {"split": "validation_mismatched", "cache_dir": "kept", "download_mode": None})]
     assert examples.labels == [0]
     assert examples.source == f"{hub_id} (mnli, validation_mismatched)"
 
@@ -182,3 +182,18 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(monkeypatch):
         load_glue("MRPC", "train", "nowhere/MRPC")
     with pytest.raises(UserError, match=re.escape("the hub has no split 'train_aug'")):
         load_glue(find_task("MRPC"), "train_aug")
+
+
+@pytest.mark.parametrize(("refresh", "mode"), [(False, None), (True, "force_redownload")])
+def test_refresh_asks_the_hub_for_a_new_download(
+    monkeypatch: pytest.MonkeyPatch, refresh: bool, mode: str | None
+) -> None:
+    asked: list[str | None] = []
+
+    def load_dataset(*_: object, download_mode: str | None, **__: object) -> datasets.Dataset:
+        asked.append(download_mode)
+        return datasets.Dataset.from_dict({"sentence": ["Good."], "label": [1], "idx": [0]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_glue("SST-2", "validation", refresh=refresh).label_counts() == {"negative": 0, "positive": 1}
+    assert asked == [mode]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.text import Text
 
 from bert_emd.cli.config_file import read_config_file
-from bert_emd.cli.console import console, first_process, say, scores_line, table
+from bert_emd.cli.console import console, say, scores_line, table
 from bert_emd.cli.options import GROUPS
 from bert_emd.errors import UserError
+from bert_emd.processes import first_process
 
 if TYPE_CHECKING:
     from bert_emd.training.config import DataConfig, EvaluateConfig

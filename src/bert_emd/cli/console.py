@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["console", "first_process", "package_logging", "say", "scores_line", "table"]
+from bert_emd.processes import first_process
+
+__all__ = ["console", "package_logging", "say", "scores_line", "table"]
 
 _PIPE_WIDTH = 120
 _QUIET = MappingProxyType({
@@ -43,11 +45,6 @@ def table(rows: list[tuple[str, ...]], *columns: str, numbers: bool = False) -> 
     for row in rows:
         made.add_row(*row)
     return made
-
-
-def first_process() -> bool:
-    """Whether this is the only process of the run, or the first of those that a launcher started."""
-    return os.environ.get("RANK", "0") in ("", "0", "-1")
 
 
 def scores_line(name: str, scores: Mapping[str, Any]) -> str:

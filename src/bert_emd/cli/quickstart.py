@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bert_emd.cli.common import Interrupted
-from bert_emd.cli.console import console, first_process, say, table
+from bert_emd.cli.console import console, say, table
 from bert_emd.cli.options import OptionParser
 from bert_emd.errors import UserError
+from bert_emd.processes import first_process
 
 HELP = "see it work in a few minutes: a help desk's tickets, a teacher, a student with half its layers"
 USAGE = "%(prog)s [--output_dir FOLDER] [--seed N] [--overwrite_output_dir]"

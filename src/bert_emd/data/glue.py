@@ -23,6 +23,8 @@ def load_glue(
     data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
     needs_labels: bool = True,
+    *,
+    refresh: bool = False,
 ) -> Examples:
     """Return one split of a GLUE task: the same texts and labels from every source.
 
@@ -34,6 +36,7 @@ def load_glue(
             layout; or the id of a hub data set with that schema. None is ``nyu-mll/glue`` on the hub.
         cache_dir: where downloads from the hub are kept.
         needs_labels: False where a training or validation file may lack its label column (labels are then None).
+        refresh: fetch a hub data set anew instead of taking it from the cache.
 
     Test splits never have labels. `Examples.indices` is the row number, or the hub's ``idx`` (the same, but for
     the training and validation rows of MRPC, which the hub numbers as in the original corpus).
@@ -46,7 +49,7 @@ def load_glue(
         # "glue/MRPC" beside a folder "glue" is a mistyped path: asking the hub for it would only cost time.
         if data_dir is not None and (not _HUB_ID.fullmatch(hub_id) or Path(data_dir).parent.is_dir()):
             raise UserError(f"no folder {hub_id!r}: give --data_dir, the GLUE folder or the folder of {task.name}")
-        rows = load_hub_rows(hub_id, task, part, None if cache_dir is None else str(cache_dir))
+        rows = load_hub_rows(hub_id, task, part, None if cache_dir is None else str(cache_dir), refresh=refresh)
         return from_hub_rows(
             rows, task, part, source=f"{hub_id} ({task.hub_name}, {part.hub})", needs_labels=needs_labels
         )

@@ -40,12 +40,18 @@ def find_local_rows(folder: Path, split: Split) -> datasets.Dataset | None:
     return None
 
 
-def load_hub_rows(hub_id: str, task: Task, split: Split, cache_dir: str | None) -> datasets.Dataset:
-    """Return the split from the hub (or its cache). Raises `UserError` where that fails, with the hub's reason."""
+def load_hub_rows(
+    hub_id: str, task: Task, split: Split, cache_dir: str | None, *, refresh: bool = False
+) -> datasets.Dataset:
+    """Return the split from the hub, or its cache unless ``refresh`` asks for a new download.
+
+    Raises `UserError` where that fails, with the hub's reason.
+    """
     if split.hub is None:
         raise UserError(f"the hub has no split {split.name!r}: give --data_dir, a folder with {split.tsv}")
     try:
-        return datasets.load_dataset(hub_id, task.hub_name, split=split.hub, cache_dir=cache_dir)
+        mode = "force_redownload" if refresh else None
+        return datasets.load_dataset(hub_id, task.hub_name, split=split.hub, cache_dir=cache_dir, download_mode=mode)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         tried = "" if hub_id == HUB_ID else f"there is no folder {hub_id!r}, and "
         raise UserError(

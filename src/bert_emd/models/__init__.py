@@ -1,7 +1,14 @@
 """Encoders: loading, tapping, and building students."""
 
 from bert_emd.models.labels import label_names, set_labels
-from bert_emd.models.loading import LoadReport, check_folder, load_classifier, load_config, load_tokenizer
+from bert_emd.models.loading import (
+    LoadReport,
+    check_folder,
+    has_tokenizer,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+)
 from bert_emd.models.student import BuiltStudent, StudentShape, build_student, spread_layers
 from bert_emd.models.tap import Tap
 
@@ -12,6 +19,7 @@ __all__ = [
     "Tap",
     "build_student",
     "check_folder",
+    "has_tokenizer",
     "label_names",
     "load_classifier",
     "load_config",

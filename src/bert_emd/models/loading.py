@@ -20,13 +20,17 @@ from transformers import (
 
 from bert_emd.errors import UserError
 
-__all__ = ["LoadReport", "check_folder", "load_classifier", "load_config", "load_tokenizer"]
+__all__ = ["LoadReport", "check_folder", "has_tokenizer", "load_classifier", "load_config", "load_tokenizer"]
 
 _LOG = logging.getLogger("bert_emd")
 
 # Everything that can go wrong inside a loader when the folder or id is not what it should be: safetensors, pickle, the
 # tokenizers and the configuration's checks each raise errors of their own, some of them plain `Exception`.
 _LOAD_ERRORS = (Exception,)
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 _SHORT, _LONG = 12, 300  # characters of their messages
 
 
@@ -104,6 +108,12 @@ def _bert_config(name_or_path: str, what: str, values: dict[str, Any]) -> Pretra
     _LOG.info("%s %s names no model_type; its fields are BERT's, so it is read as BERT", what, name_or_path)
     values = {k: v for k, v in values.items() if k not in ("pre_trained", "training", "structure")}
     return AutoConfig.for_model("bert", **values)
+
+
+def has_tokenizer(name_or_path: str) -> bool:
+    """Whether a model comes with a tokenizer: a folder with the files of one, or any hub id."""
+    folder = Path(name_or_path)
+    return not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def load_tokenizer(

@@ -15,7 +15,16 @@ from typing import Any, Literal, get_args
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS, CostRule
 
-__all__ = ["DataConfig", "DistillConfig", "EvaluateConfig", "FinetuneConfig", "RunConfig", "StudentInit", "opt"]
+__all__ = [
+    "STUDENT_SHAPE",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "RunConfig",
+    "StudentInit",
+    "opt",
+]
 
 StudentInit = Literal["spread", "first", "last", "fresh"]
 Optimizer = Literal["adamw", "bert_adam"]
@@ -257,7 +266,7 @@ class DistillConfig(RunConfig):
         if self.student_layer_ids is not None and self.student_init != "spread":
             raise UserError("student_layer_ids names the layers, so student_init has no say; keep one")
         if self.student_model is not None:
-            for name in ("student_layers", "student_layer_ids", *_SIZES):
+            for name in STUDENT_SHAPE:
                 if getattr(self, name) is not None:
                     raise UserError(f"student_model brings its own shape; leave {name} out")
         if self.no_pretrain and self.student_model is None:
@@ -338,6 +347,11 @@ def _is_tuple_of(value: Any, kind: type) -> bool:
     return isinstance(value, tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
+STUDENT_SHAPE = (
+    "student_layers", "student_layer_ids", "student_hidden_size", "student_num_attention_heads",
+    "student_intermediate_size",
+)  # fmt: skip
+"""The fields that say what a student built from the teacher looks like."""
 _SIZES = ("student_hidden_size", "student_num_attention_heads", "student_intermediate_size")
 _CHOICES: dict[str, Any] = {
     "StudentInit": StudentInit, "Optimizer": Optimizer, "Scheduler": Scheduler, "CostRule": CostRule,

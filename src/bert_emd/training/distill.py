@@ -16,13 +16,14 @@ from bert_emd.errors import UserError
 from bert_emd.models import (
     StudentShape,
     build_student,
+    has_tokenizer,
     label_names,
     load_classifier,
     load_tokenizer,
     set_labels,
 )
 from bert_emd.training.arguments import optimizer_choice, training_arguments
-from bert_emd.training.config import DistillConfig
+from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.evaluation import Evaluator, size_of, timed
 from bert_emd.training.finetune import (
     encode_for,
@@ -35,7 +36,7 @@ from bert_emd.training.finetune import (
     train_and_install,
 )
 from bert_emd.training.inputs import RunData, Source, align, load_run_data
-from bert_emd.training.outputs import prepare_output_dir, resume_point, write_json
+from bert_emd.training.outputs import check_output_dir, files_read, open_output_dir, resume_point, write_json
 from bert_emd.training.preflight import TEACHER_ROWS, Preflight
 from bert_emd.training.records import render_table, retention, run_record, trivial_of
 from bert_emd.training.trainer import DistillTrainer
@@ -92,8 +93,13 @@ def distill(
         raise UserError("which teacher? Name its folder or hub id with --teacher_model")
     resume = resume_point(config.output_dir, config.resume_from_checkpoint)
     checks = Preflight(strict=config.strict)
-    teacher_name = None if isinstance(teacher, PreTrainedModel) else str(teacher)
     student_name = str(student) if isinstance(student, (str, Path)) else config.student_model
+    folder = check_output_dir(
+        config.output_dir,
+        overwrite=config.overwrite_output_dir,
+        resume=resume is not None,
+        inputs=files_read(config, train, validation, teacher=teacher, student=student or student_name),
+    )
     if isinstance(teacher, PreTrainedModel):
         big = teacher.float()
     else:
@@ -115,21 +121,14 @@ def distill(
     checks.labels(data.validation.task.label_names, assumed)
     if assumed:
         set_labels(big.config, data.validation.task.label_names)
-    folder = prepare_output_dir(
-        config.output_dir,
-        overwrite=config.overwrite_output_dir,
-        resume=resume is not None,
-        inputs={"teacher": teacher_name, "student": student_name, "data": config.data_dir,
-                "training file": config.train_file, "validation file": config.validation_file,
-                "test file": config.test_file},
-    )  # fmt: skip
-
     small, origin = _student(config, big, student, student_name)
     _LOG.info("%s", origin)
     other = None
-    if student_name is not None and (Path(student_name) / "tokenizer_config.json").is_file():
-        other = load_tokenizer(student_name, "the student", do_lower_case=config.do_lower_case)
+    if student_name is not None and has_tokenizer(student_name):
+        other = load_tokenizer(student_name, "the student", cache_dir=config.cache_dir)
     checks.vocabulary(tokenizer, small, other)
+    for what, model in (("teacher", big), ("student", small)):
+        checks.length(what, model, config.max_seq_length)
 
     evaluator = Evaluator.of(config, tokenizer)
     data = _with_teacher_labels(data, big, evaluator)
@@ -137,11 +136,6 @@ def distill(
     teacher_scores = evaluator.scores(big, sample, show="checking the teacher")
     checks.teacher_score(teacher_scores, data.train, sample)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
-    record = run_record(
-        "distill", config, sources, {"train": data.train, "validation": data.validation, **data.reported},
-        student=origin, findings=checks.findings,
-    )  # fmt: skip
-    write_json(folder / "run.json", record)
 
     padded = config.pad_to_max_length or config.count_padding
     trainer = DistillTrainer(
@@ -162,6 +156,12 @@ def distill(
     for tap in (trainer.distiller.student_tap, trainer.distiller.teacher_tap):
         if tap is not None and tap.note:
             _LOG.info("%s", tap.note)
+    open_output_dir(folder, resume=resume is not None)
+    record = run_record(
+        "distill", config, sources, {"train": data.train, "validation": data.validation, **data.reported},
+        student=origin, findings=checks.findings,
+    )  # fmt: skip
+    write_json(folder / "run.json", record)
     tokenizer.model_max_length = config.max_seq_length
     seconds = train_and_install(trainer, folder, resume)
     write_json(folder / "layer_mapping.json", trainer.history)
@@ -188,6 +188,8 @@ def _student(
         if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
             raise UserError("the student is deeper than the teacher; take one with at most as many layers")
         return student.float(), "student: a model in memory, as it was passed"
+    if student_name is not None and (given := [name for name in STUDENT_SHAPE if getattr(config, name) is not None]):
+        raise UserError(f"the student {student_name} brings its own shape; leave {given[0]} out")
     shape = StudentShape(
         layers=config.student_layers,
         layer_ids=config.student_layer_ids,

@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.data import Examples, collator, encode, find_task, score, write_submission
+from bert_emd.data.labels import listing
 from bert_emd.errors import UserError
 from bert_emd.models import label_names, load_classifier, load_tokenizer
 from bert_emd.training.config import DataConfig, EvaluateConfig
 from bert_emd.training.inputs import align, load_test, validation_splits
 from bert_emd.training.outputs import write_json
+from bert_emd.training.preflight import Preflight
 
 __all__ = ["Evaluator", "evaluate", "predict", "size_of", "timed"]
 
@@ -63,7 +66,7 @@ class Evaluator:
         found: np.ndarray = np.empty((len(examples), model.config.num_labels), dtype=np.float32)
         model = model.eval().to(self.device)
         starts: Any = range(0, len(order), self.batch_size)
-        for start in track(starts, description=show, transient=True) if show else starts:
+        for start in track(starts, show or "", transient=True, disable=not (show and sys.stdout.isatty())):
             chosen = order[start : start + self.batch_size]
             batch = pad([rows[int(i)] for i in chosen])
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -122,7 +125,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     model, evaluator = _loaded(config)
     names = label_names(model.config)
-    splits = {name: align(rows, names).examples for name, rows in validation_splits(config, names).items()}
+    splits = {name: _aligned(rows, names) for name, rows in validation_splits(config, names).items()}
     first = next(iter(splits.values()))
     result: dict[str, Any] = {
         "task": first.task.name,
@@ -135,9 +138,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             raise UserError(f"{rows.source} has no labels, so there is nothing to score; use `bert-emd predict`")
         result[name] = evaluator.scores(model, rows, show=f"evaluating {name}")
     if config.output_dir:
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "evaluation.json", result)
+        write_json(_made(config.output_dir) / "evaluation.json", result)
     return result
 
 
@@ -157,18 +158,34 @@ def predict(config: EvaluateConfig) -> list[Path]:
         raise UserError("where should the predictions go? Name a folder with --output_dir")
     model, evaluator = _loaded(config)
     names = label_names(model.config)
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    splits = [(split, _aligned(rows, names)) for split, rows in load_test(config, names)]
+    folder = _made(config.output_dir)
     written = []
-    for split, examples in load_test(config, names):
-        aligned = align(examples, names)
-        logits = evaluator.logits(model, aligned.examples, show=f"predicting {aligned.examples.task.name} {split}")
+    for split, rows in splits:
+        logits = evaluator.logits(model, rows, show=f"predicting {rows.task.name} {split}")
         if config.task_name is None:
-            written.append(_write_own(folder, aligned.examples, logits))
+            written.append(_write_own(folder, rows, logits))
         else:
-            task = aligned.examples.task
-            written.append(write_submission(task, split, logits, task.label_names, examples.indices, folder))
+            written.append(write_submission(rows.task, split, logits, rows.task.label_names, rows.indices, folder))
     return written
+
+
+def _aligned(examples: Examples, names: tuple[str, ...] | None) -> Examples:
+    found = align(examples, names)
+    if found.assumed:
+        _LOG.warning(
+            "the model's labels have no names; they are taken to mean %s, in this order",
+            listing(found.examples.task.label_names or ()),
+        )
+    return found.examples
+
+
+def _made(path: str) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {path} cannot be made: {error.strerror}; name another folder") from error
+    return Path(path)
 
 
 def _write_own(folder: Path, examples: Examples, logits: np.ndarray) -> Path:
@@ -201,4 +218,5 @@ def _loaded(config: EvaluateConfig) -> tuple[PreTrainedModel, Evaluator]:
     tokenizer = load_tokenizer(
         config.model_name_or_path, "the model", do_lower_case=config.do_lower_case, cache_dir=config.cache_dir
     )
+    Preflight(strict=True).length("model", model, config.max_seq_length)
     return model, Evaluator.of(config, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from bert_emd.training.config import FinetuneConfig, RunConfig
 from bert_emd.training.evaluation import Evaluator, size_of
 from bert_emd.training.inputs import RunData, Source, load_run_data
 from bert_emd.training.outputs import (
+    check_output_dir,
     complete_checkpoints,
+    files_read,
     install_model,
-    prepare_output_dir,
+    open_output_dir,
     resume_point,
     write_json,
 )
@@ -71,10 +74,18 @@ def finetune(
         UserError: bad input; nothing is overwritten then.
     """
     config = config if config is not None else FinetuneConfig()
+    if config.local_rank >= 0 and "LOCAL_RANK" not in os.environ:
+        raise UserError("local_rank is set by a launcher that is gone; start several processes with torchrun")
     if model is None or model == "":
         raise UserError("which encoder? Name a folder or a hub id with --model_name_or_path")
     resume = resume_point(config.output_dir, config.resume_from_checkpoint)
     name = None if isinstance(model, PreTrainedModel) else str(model)
+    folder = check_output_dir(
+        config.output_dir,
+        overwrite=config.overwrite_output_dir,
+        resume=resume is not None,
+        inputs=files_read(config, train, validation, model=model, tokenizer=config.tokenizer_name),
+    )
     if name is not None:
         base = load_config(config.config_name or name, "the model", cache_dir=config.cache_dir)
         if config.model_type is not None and config.model_type.lower() != base.model_type:
@@ -89,13 +100,6 @@ def finetune(
         raise UserError("a model in memory needs its tokenizer; pass tokenizer=")
     data = load_run_data(config, train, validation)
     names = data.train.task.label_names
-    folder = prepare_output_dir(
-        config.output_dir,
-        overwrite=config.overwrite_output_dir,
-        resume=resume is not None,
-        inputs={"model": name, "data": config.data_dir, "training file": config.train_file,
-                "validation file": config.validation_file, "test file": config.test_file},
-    )  # fmt: skip
     set_seed(config.seed)
     if isinstance(model, PreTrainedModel):
         classifier, report = model.float(), LoadReport(loaded=len(model.state_dict()))
@@ -116,9 +120,8 @@ def finetune(
         )
     checks.fine(f"model: {report.loaded} tensors loaded, fresh: {', '.join(report.fresh) or 'none'}")
     checks.vocabulary(tokenizer, classifier, None)
+    checks.length("model", classifier, config.max_seq_length)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
-    record = run_record("finetune", config, sources, _named(data), findings=checks.findings)
-    write_json(folder / "run.json", record)
 
     trainer = EncoderTrainer(
         model=classifier,
@@ -133,6 +136,9 @@ def finetune(
     )
     if config.eval_all_checkpoints:
         trainer.args.save_total_limit = None
+    open_output_dir(folder, resume=resume is not None)
+    record = run_record("finetune", config, sources, _named(data), findings=checks.findings)
+    write_json(folder / "run.json", record)
     tokenizer.model_max_length = config.max_seq_length
     seconds = train_and_install(trainer, folder, resume)
 
@@ -182,6 +188,7 @@ def train_and_install(trainer: EncoderTrainer, folder: Path, resume: Path | None
         trainer.save_product(folder / "last")
         held = best_checkpoint(folder)
         install_model(held[0] if held is not None else folder / "last", folder, skip=("score.json",))
+    trainer.accelerator.wait_for_everyone()
     return seconds
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from bert_emd.data import Examples, find_task, from_dataset, holdout, load_file, load_glue, match_labels, relabel
+from bert_emd.data import Examples, Task, find_task, from_dataset, holdout, load_file, load_glue, match_labels, relabel
 from bert_emd.errors import UserError
 from bert_emd.training.config import DataConfig
 
@@ -156,9 +156,7 @@ def load_run_data(
 def _glue(config: DataConfig, *, needs_labels: bool, augmented: bool) -> RunData:
     assert config.task_name is not None
     task = find_task(config.task_name)
-    train = load_glue(
-        task, "train_aug" if augmented else "train", config.data_dir, config.cache_dir, needs_labels=needs_labels
-    )
+    train = _split(config, task, "train_aug" if augmented else "train", needs_labels=needs_labels)
     reported = validation_splits(config, None)
     return RunData(
         train=train,
@@ -167,6 +165,12 @@ def _glue(config: DataConfig, *, needs_labels: bool, augmented: bool) -> RunData
         selected_on="validation",
         reported_on="validation",
         optimistic=True,
+    )
+
+
+def _split(config: DataConfig, task: Task, split: str, *, needs_labels: bool = True) -> Examples:
+    return load_glue(
+        task, split, config.data_dir, config.cache_dir, needs_labels=needs_labels, refresh=config.overwrite_cache
     )
 
 
@@ -182,10 +186,7 @@ def validation_splits(config: DataConfig, model_names: Sequence[str] | None) -> 
         if not wanted:
             raise UserError(f"{task.name} has no labelled split; use `bert-emd predict` with its test data")
         names = ["matched", "mismatched"] if len(wanted) == 2 else ["validation"]
-        return {
-            name: load_glue(task, split, config.data_dir, config.cache_dir)
-            for name, split in zip(names, wanted, strict=True)
-        }
+        return {name: _split(config, task, split) for name, split in zip(names, wanted, strict=True)}
     for name, path in (("test", config.test_file), ("validation", config.validation_file)):
         if path is not None:
             return {name: _own_file(config, path, model_names, needs_labels=True)}
@@ -205,11 +206,7 @@ def load_test(config: DataConfig, model_names: Sequence[str] | None) -> list[tup
             raise UserError("which data? Name a GLUE task with --task_name, or your own file with --test_file")
         return [("test", _own_file(config, config.test_file, model_names, needs_labels=False))]
     task = find_task(config.task_name)
-    found = [
-        (split.name, load_glue(task, split.name, config.data_dir, config.cache_dir))
-        for split in task.splits
-        if split.is_test
-    ]
+    found = [(split.name, _split(config, task, split.name)) for split in task.splits if split.is_test]
     if task.name == "MNLI":
         found += _diagnostic(config)
     return found
@@ -220,7 +217,7 @@ def _diagnostic(config: DataConfig) -> list[tuple[str, Examples]]:
     places = [here] if here is None or not Path(here).is_dir() else [here, str(Path(here).resolve().parent)]
     for place in places:
         try:
-            return [("test", load_glue(find_task("AX"), "test", place, config.cache_dir))]
+            return [("test", _split(dataclasses.replace(config, data_dir=place), find_task("AX"), "test"))]
         except UserError as error:
             if not str(error).startswith("no "):
                 raise

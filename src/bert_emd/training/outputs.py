@@ -6,13 +6,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bert_emd.errors import UserError
+from bert_emd.processes import first_process
+from bert_emd.training.config import RunConfig
 
-__all__ = ["complete_checkpoints", "install_model", "prepare_output_dir", "resume_point", "write_json"]
+__all__ = [
+    "check_output_dir",
+    "complete_checkpoints",
+    "files_read",
+    "install_model",
+    "open_output_dir",
+    "resume_point",
+    "write_json",
+]
 
 # Everything that a run puts into its folder, and so all that overwriting may replace.
 _RUN_FILES = (
@@ -36,10 +46,10 @@ _RUN_FOLDERS = ("last", "best")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def prepare_output_dir(
-    path: str | None, *, overwrite: bool, resume: bool, inputs: dict[str, str | Path | None]
+def check_output_dir(
+    path: str | None, *, overwrite: bool, resume: bool, inputs: Mapping[str, str | Path | None]
 ) -> Path:
-    """Make the output folder ready, or refuse it before anything is lost.
+    """Refuse an output folder that may not be written to; nothing is touched yet.
 
     Args:
         path: the folder.
@@ -67,18 +77,38 @@ def prepare_output_dir(
             raise UserError(
                 f"output_dir {folder} {relation} the {name} ({value}); name another, so that nothing is lost"
             )
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
-        if not overwrite:
-            raise UserError(
-                f"output_dir {folder} is not empty; name a new one, go on with --resume_from_checkpoint true, "
-                "or replace the earlier run with --overwrite_output_dir"
-            )
+    # Of several processes the first decides; the others may already see what it has written.
+    if first_process() and folder.is_dir() and any(folder.iterdir()) and not resume and not overwrite:
+        raise UserError(
+            f"output_dir {folder} is not empty; name a new one, go on with --resume_from_checkpoint true, "
+            "or replace the earlier run with --overwrite_output_dir"
+        )
+    return folder
+
+
+def files_read(config: RunConfig, train: object, validation: object, **models: object) -> dict[str, str | Path | None]:
+    """What a run reads from disk, by name; models in memory count as the folder that they were loaded from."""
+    read = {
+        "data": config.data_dir,
+        "training file": config.train_file if train is None else train,
+        "validation file": config.validation_file if validation is None else validation,
+        "test file": config.test_file,
+    } | {name: getattr(model, "name_or_path", model) for name, model in models.items()}
+    return {name: value if isinstance(value, (str, Path)) and str(value) else None for name, value in read.items()}
+
+
+def open_output_dir(folder: Path, *, resume: bool) -> None:
+    """Make the checked folder ready, once nothing can be refused any more: an earlier run's files go.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    if folder.is_dir() and not resume and first_process():
         _remove_run(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir {folder} cannot be made: {error.strerror}") from error
-    return folder
 
 
 def _remove_run(folder: Path) -> None:
@@ -126,7 +156,9 @@ def resume_point(folder: str | None, wanted: str | None) -> Path | None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; of several processes the first writes."""
+    if not first_process():
+        return
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.data import Examples, trivial_score
@@ -11,11 +12,20 @@ from bert_emd.data.labels import listing
 from bert_emd.errors import UserError
 from bert_emd.models import LoadReport
 
-__all__ = ["Preflight"]
+__all__ = ["TEACHER_ROWS", "Preflight", "positions"]
 
 _LOG = logging.getLogger("bert_emd")
 _MANY_TRUNCATED = 0.1
 TEACHER_ROWS = 1000
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model's table of positions has room for; None without such a table."""
+    for name, module in model.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from behind the padding token's.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 class Preflight:
@@ -48,9 +58,9 @@ class Preflight:
                 f"{what} {name}: {len(report.encoder_fresh)} weights did not load ({report.encoder_fresh[0]}, …); "
                 "its config.json does not fit its weights"
             )
-        if report.head_fresh:
+        if report.fresh:
             raise UserError(
-                f"{what} {name} has no trained classifier ({report.head_fresh[0]} is not in it); "
+                f"{what} {name} has no trained classifier ({(report.head_fresh or report.fresh)[0]} is not in it); "
                 "fine-tune it first with `bert-emd finetune`"
             )
         self.fine(
@@ -64,7 +74,8 @@ class Preflight:
             self.fine("labels: a number (regression)")
         elif assumed:
             self.warn(
-                f"the teacher's labels have no names (LABEL_0, …); they are taken to mean {listing(names)}, in this order"
+                f"the teacher's labels have no names (LABEL_0, …); they are taken to mean {listing(names)}, "
+                "in this order"
             )
         else:
             self.fine(f"labels agree by name: {listing(names)}")
@@ -86,14 +97,23 @@ class Preflight:
                 f"the student's vocabulary has {rows} tokens but the teacher's tokenizer makes {len(tokenizer)}; "
                 "take a student with the teacher's tokenizer"
             )
-        self.fine(f"vocabulary: {len(tokenizer)} tokens, the same for both")
+        self.fine(f"vocabulary: {len(tokenizer)} tokens")
+
+    def length(self, what: str, model: PreTrainedModel, max_seq_length: int) -> None:
+        """A model with a table of positions reads no more tokens than the table has rows."""
+        limit = positions(model)
+        if limit is not None and max_seq_length > limit:
+            raise UserError(
+                f"the {what} reads at most {limit} tokens, fewer than max_seq_length {max_seq_length}; "
+                f"set --max_seq_length {limit}"
+            )
 
     def truncation(self, truncated: int, total: int, max_seq_length: int) -> None:
         """Texts longer than the model is shown."""
         if truncated > _MANY_TRUNCATED * total:
             self.warn(
-                f"{truncated} of {total} training rows ({truncated / total:.0%}) are longer than {max_seq_length} tokens "
-                "and truncated; raise --max_seq_length"
+                f"{truncated} of {total} training rows ({truncated / total:.0%}) are longer than {max_seq_length} "
+                "tokens and truncated; raise --max_seq_length"
             )
         else:
             self.fine(f"truncation: {truncated} of {total} training rows exceed {max_seq_length} tokens")
@@ -104,7 +124,10 @@ class Preflight:
         metric = rows.task.main_metric
         known = train.labels if train.labels is not None else rows.labels
         trivial = trivial_score(rows.task, known, rows.labels)[metric]
-        text = f"the teacher's {metric} on {len(rows)} validation rows is {scores[metric]:.4f}, the trivial predictor's {trivial:.4f}"
+        text = (
+            f"the teacher's {metric} on {len(rows)} validation rows is {scores[metric]:.4f}, "
+            f"the trivial predictor's {trivial:.4f}"
+        )
         if scores[metric] <= trivial:
             self.warn(f"{text}: it has learnt nothing, or its labels mean something else")
         else:

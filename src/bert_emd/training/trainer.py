@@ -19,9 +19,11 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from bert_emd.errors import UserError
 from bert_emd.method import build_mapping
 from bert_emd.method.mappings import Mapping, MappingOptions
 from bert_emd.training.config import DistillConfig
@@ -94,6 +96,13 @@ class BestKeeper(TrainerCallback):
     def __init__(self, trainer: EncoderTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Forget what an earlier run, or the part of this one that is trained again, left in the folder."""
+        if state.is_world_process_zero:
+            for folder, values in _kept(Path(args.output_dir)):
+                if state.global_step == 0 or values["step"] > state.global_step:
+                    shutil.rmtree(folder)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
@@ -112,29 +121,33 @@ class BestKeeper(TrainerCallback):
         **_: Any,
     ) -> None:
         """Save the model if it is better than the best so far."""
-        name = f"eval_{args.metric_for_best_model}"
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
         if not state.is_world_process_zero or not metrics or name not in metrics:
             return
+        score = metrics[name] if args.greater_is_better else -metrics[name]
         folder = Path(args.output_dir) / "best"
         held = best_checkpoint(Path(args.output_dir))
-        if held is not None and held[1] >= metrics[name]:
+        if held is not None and held[1] >= score:
             return
         step = folder / f"step-{state.global_step}"
         shutil.rmtree(step, ignore_errors=True)
         self.trainer.save_product(step)
         # The score is written last: a folder without it was not finished.
-        write_json(step / "score.json", {"step": state.global_step, "score": metrics[name]})
-        for older in folder.iterdir():
+        write_json(step / "score.json", {"step": state.global_step, "score": score})
+        for older in folder.glob("step-*"):
             if older != step:
                 shutil.rmtree(older)
 
 
+def _kept(output_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The finished models in ``best/``, each with its step and score."""
+    files = (output_dir / "best").glob("step-*/score.json")
+    return [(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
 def best_checkpoint(output_dir: Path) -> tuple[Path, float, int] | None:
-    """The best model kept so far: its folder, its score, its step."""
-    found = []
-    for file in (output_dir / "best").glob("step-*/score.json"):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        found.append((file.parent, float(values["score"]), int(values["step"])))
+    """The best model kept so far: its folder, its score (the negative of a metric that should be small), its step."""
+    found = [(folder, float(values["score"]), int(values["step"])) for folder, values in _kept(output_dir)]
     return max(found, key=lambda entry: (entry[1], -entry[2])) if found else None
 
 
@@ -159,8 +172,13 @@ class DistillTrainer(EncoderTrainer):
     ) -> None:
         config = config if config is not None else DistillConfig()
         name = config.effective_mapping
+        if student is teacher:
+            raise UserError("teacher and student are one and the same model; copy it first")
         if name == "none":
             teacher = None
+        if kwargs.get("args") is not None:
+            # The projection is fresh, and a seed should mean the same numbers.
+            set_seed(kwargs["args"].seed)
         mapping = None
         if teacher is not None and name != "kd":
             mapping = _mapping(name, config, student, teacher)
@@ -200,9 +218,11 @@ class DistillTrainer(EncoderTrainer):
         """Train with both models tapped; afterwards they are as they were."""
         self.distiller.attach()
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
         finally:
             self.distiller.detach()
+        self._remember()
+        return output
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
@@ -212,13 +232,18 @@ class DistillTrainer(EncoderTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The engine's log with the mean of every loss term; keeps costs, plans and weights for the record."""
         if "loss" in logs:
-            logs |= {f"loss_{name}": value for name, value in self.distiller.pop_means().items()}
+            # Each process has seen its own rows; like the loss, the terms are the mean over all of them.
+            means = self.distiller.pop_means()
+            whole = self.accelerator.reduce(torch.tensor(list(means.values()), device=self.args.device), "mean")
+            logs |= {f"loss_{name}": value for name, value in zip(means, whole.tolist(), strict=True)}
             self._remember()
         super().log(logs, *args, **kwargs)
 
     def _remember(self) -> None:
         mapping = self.distiller.mapping
         if mapping is None or not self.distiller.record:
+            return
+        if self.history and self.history[-1]["step"] == self.state.global_step:
             return
         entry: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
         for term, values in self.distiller.record.items():
@@ -252,12 +277,23 @@ class DistillTrainer(EncoderTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
-        state = {f"student.{name}": tensor for name, tensor in weights.items()}
-        state |= safetensors.torch.load_file(folder / _STATE_FILE)
-        self.distiller.load_state_dict(state)
+        self._load_state(folder)
         if (folder / _HISTORY_FILE).is_file():
             self.history = json.loads((folder / _HISTORY_FILE).read_text(encoding="utf-8"))
+
+    def _load_best_model(self) -> None:
+        # The engine's own version looks for the wrapper's names in the student's file.
+        self._load_state(Path(str(self.state.best_model_checkpoint)))
+
+    def _load_state(self, folder: Path) -> None:
+        try:
+            weights = safetensors.torch.load_file(folder / "model.safetensors")
+            state = {f"student.{name}": tensor for name, tensor in weights.items()}
+            state |= safetensors.torch.load_file(folder / _STATE_FILE)
+            self.distiller.load_state_dict(state)
+        except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder} is not a checkpoint of this student and mapping: {why}; start anew") from error
 
 
 class _EpochTeller(TrainerCallback):
@@ -273,6 +309,8 @@ class _EpochTeller(TrainerCallback):
 
 
 def _mapping(name: str, config: DistillConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> Mapping:
+    if name == "pkd" and student.config.num_hidden_layers < 2:
+        raise UserError("PKD leaves the last student layer unmatched, so it needs a student of 2 layers or more")
     return build_mapping(
         name,
         MappingOptions(
