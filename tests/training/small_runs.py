@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tiny_encoders import BAD, GOOD, PLAIN, save, tiny
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -109,7 +111,7 @@ class Snapshots:
         monkeypatch.setattr(BestKeeper, "on_evaluate", on_evaluate)
 
 
-class Stop(Exception):  # noqa: N818
+class Stop(Exception):
     """A crash."""
 
 
@@ -122,3 +124,13 @@ class StopAfter(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.step:
             raise Stop
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def model_state(folder: Path) -> dict[str, Tensor]:
+    """The weights that a folder holds."""
+    return load_file(folder / "model.safetensors")

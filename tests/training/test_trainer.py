@@ -147,6 +147,29 @@ def test_two_micro_batches_have_the_mean_of_their_gradients(
     assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
+def test_fine_tuning_too_takes_the_mean_over_its_micro_batches(words: BertTokenizerFast, tmp_path: Path) -> None:
+    """Classifiers take any keyword, which the engine by itself mistakes for a loss that is already divided."""
+    gradients = []
+    for parts in (1, 2):
+        model = tiny("bert", layers=2, seed=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        found: dict[str, Tensor] = {}
+
+        class Watch(TrainerCallback):
+            def on_pre_optimizer_step(self, *_: Any, model: Any, found: Any = found, **__: Any) -> None:
+                found |= {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+        EncoderTrainer(
+            model=model, train_dataset=encoded(words, 8), processing_class=words, callbacks=[Watch()],
+            args=arguments(tmp_path / str(parts), gradient_accumulation_steps=parts, max_steps=1, max_grad_norm=0.0,
+                           per_device_train_batch_size=8 // parts),
+        ).train()  # fmt: skip
+        gradients.append(found)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 10
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
 def scripted_run(
     words: BertTokenizerFast, folder: Path, metric: Any, monkeypatch: pytest.MonkeyPatch, *,
     early_stopping: int | None = None, kind: str = "distill", **changes: Any,

@@ -79,7 +79,6 @@ def _stages(out: Path, seed: int, encoder: str) -> list[_Stage]:
         "seed": seed,
         # Chosen on the validation tickets: with 800 rows a step is worth more than usual.
         "learning_rate": 3e-4,
-        "num_train_epochs": 6.0,
         # A stage that was interrupted has left files that it may replace.
         "overwrite_output_dir": True,
     }

@@ -114,11 +114,9 @@ def open_output_dir(folder: Path, *, resume: bool) -> None:
 def _remove_run(folder: Path) -> None:
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-    for name in _RUN_FOLDERS:
-        if (folder / name).is_dir() and not (folder / name).is_symlink():
-            shutil.rmtree(folder / name)
-    for checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint)
+    for path in (*(folder / name for name in _RUN_FOLDERS), *_checkpoints(folder)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
