@@ -83,6 +83,7 @@ def test_an_interruption_is_130_and_names_the_newest_checkpoint(stub, capsys):
     for step in (3, 20, 100):
         folder = Path("out") / f"checkpoint-{step}"
         folder.mkdir(parents=True)
+        (folder / "optimizer.pt").write_text("")
         if step != 100:  # the last one was being written
             (folder / "trainer_state.json").write_text("{}")
     assert main(DISTILL) == 130
@@ -304,7 +305,8 @@ def test_the_quickstart_runs_three_stages_and_shows_one_table(stages, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "teacher 0.8750 22.7 M 90.8 7.2" in lines
     assert "student, distilled 0.7500 22.7 M 90.8 7.2" in lines
-    assert "student, without its teacher 0.5000 22.7 M 90.8 7.2" in lines
+    assert "student, without its teacher 0.5000 22.7 M 90.8 same" in lines
+    assert "3/3 Train from the same start, on the labels alone, to compare (about 1 minute)" in lines
     assert any(line.startswith("bert-emd distill --teacher_model") for line in lines)
 
     stages.clear()
@@ -326,6 +328,21 @@ def test_the_quickstart_refuses_a_folder_of_another_run(stages, capsys):
     Path("other/thesis.txt").write_text("mine")
     assert main(["quickstart", "--model_name_or_path", "E", "--output_dir", "other"]) == 2
     assert "holds no quickstart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]", '{"quick": "start"}'])
+def test_the_quickstart_overwrites_nothing_but_a_quickstart(record, stages, capsys):
+    mine = [Path("runs") / name / "metrics.json" for name in ("teacher", "student")]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    if record is not None:
+        Path("runs/quickstart.json").write_text(record)
+    argv = ["quickstart", "--model_name_or_path", "E", "--output_dir", "runs", "--overwrite_output_dir"]
+    assert main(argv) == 2
+    assert "holds no quickstart, so nothing in it is replaced; name another" in capsys.readouterr().err
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert stages == []
 
 
 def test_an_interrupted_quickstart_says_how_to_go_on(stages, stub, capsys):

@@ -72,16 +72,16 @@ def test_labels(checks: Preflight, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_vocabulary(checks: Preflight, words: BertTokenizerFast, tmp_path: Path) -> None:
     model = tiny("bert", layers=1)
-    checks.vocabulary(words, model, None)
-    checks.vocabulary(words, model, words)
+    checks.vocabulary(words, {"teacher": model})
+    checks.vocabulary(words, {"teacher": model, "student": model}, words)
     assert checks.findings == [f"vocabulary: {len(VOCABULARY)} tokens"] * 2
     (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY[:-1], "another"]) + "\n")
     other = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
     with pytest.raises(UserError, match=r"different vocabularies \(90 and 90 tokens, 2 differ\)"):
-        checks.vocabulary(words, model, other)
-    with pytest.raises(UserError, match="has 60 tokens but the teacher's tokenizer makes 90"):
-        checks.vocabulary(words, tiny("bert", layers=1, vocab_size=60), None)
-    checks.vocabulary(words, tiny("bert", layers=1, vocab_size=96), None)  # padded to a round number: fine
+        checks.vocabulary(words, {"teacher": model}, other)
+    with pytest.raises(UserError, match="student's vocabulary has 60 tokens but the tokenizer makes 90"):
+        checks.vocabulary(words, {"teacher": model, "student": tiny("bert", layers=1, vocab_size=60)})
+    checks.vocabulary(words, {"model": tiny("bert", layers=1, vocab_size=96)})  # padded to a round number: fine
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def earlier(tmp_path: Path) -> Path:
     (folder / "checkpoint-7").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "metrics.json", "notes.txt", "checkpoint-7/trainer_state.json"):
         (folder / name).write_text("{}")
+    (folder / "run.json").write_text('{"command": "distill", "config": {}}')
     return folder
 
 
@@ -279,7 +280,7 @@ def test_a_student_with_another_vocabulary_is_refused(
 
 def test_a_student_whose_table_is_too_small_is_refused(teacher: str, files: dict[str, str], tmp_path: Path) -> None:
     folder = save(tiny("bert", layers=2, labels=LABELS, vocab_size=50), None, tmp_path / "student")
-    with pytest.raises(UserError, match="vocabulary has 50 tokens but the teacher's tokenizer makes 90"):
+    with pytest.raises(UserError, match="student's vocabulary has 50 tokens but the tokenizer makes 90"):
         distill(teacher, None, config=quick_distill(tmp_path / "out", **files, student_model=str(folder)))
 
 

@@ -294,7 +294,8 @@ def test_numbers_for_a_file_of_the_users_own(words: BertTokenizerFast, tmp_path:
     [
         ({"model_name_or_path": None}, "which model"),
         ({"output_dir": None}, "where should the predictions go"),
-        ({"task_name": "MRPCC"}, "did you mean MRPC"),
+        ({"task_name": "MRPCC", "test_file": None}, "did you mean MRPC"),
+        ({"task_name": "MRPC"}, "task_name MRPC and test_file exclude each other"),
         ({"task_name": "CoLA", "data_dir": "DATA"}, "label names disagree"),
         ({"task_name": "STS-B", "data_dir": "DATA"}, "predicts classes but the labels of .* are a number"),
         ({"test_file": None}, "which data"),

@@ -17,6 +17,7 @@ from bert_emd.training.outputs import (
     open_output_dir,
     resume_point,
     write_json,
+    write_whole,
 )
 
 
@@ -30,6 +31,17 @@ def filled(folder: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     return folder
+
+
+def earlier_run(folder: Path, *names: str) -> Path:
+    filled(folder, *names)
+    (folder / "run.json").write_text(json.dumps({"command": "distill", "config": {}}))
+    return folder
+
+
+def complete(*names: str) -> list[str]:
+    """The files that make these checkpoints resumable."""
+    return [f"{name}/{file}" for name in names for file in ("optimizer.pt", "trainer_state.json")]
 
 
 def test_a_new_or_an_empty_folder_is_fine_and_checking_makes_nothing(tmp_path: Path) -> None:
@@ -53,13 +65,39 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         open_output_dir(tmp_path / "file" / "below", resume=False)
 
 
-def test_a_folder_that_is_not_empty_is_refused_unless_resumed_or_overwritten(tmp_path: Path) -> None:
-    filled(tmp_path / "out", "notes.txt")
+def test_an_earlier_run_is_refused_unless_resumed_or_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier_run(tmp_path / "out", "notes.txt")
     with pytest.raises(UserError, match=r"is not empty; name a new one.*--overwrite_output_dir"):
         check(tmp_path / "out")
     check(tmp_path / "out", resume=True)
     check(tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "notes.txt").exists()
+    monkeypatch.setenv("RANK", "1")
+    check(tmp_path / "out")
+
+
+@pytest.mark.parametrize("record", [None, "", "[]", '{"command": "npm"}', '{"config": {}}', "\N{SNOWMAN}"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_is_no_run_of_ours_is_refused_and_never_emptied(
+    record: str | None, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = ("vocab.txt", "best/photo.jpg", "last/will.txt", "checkpoint-3/config.json")
+    filled(tmp_path, *mine)
+    if record is not None:
+        (tmp_path / "run.json").write_text(record, encoding="utf-8")
+    with pytest.raises(UserError, match="holds no earlier run, so nothing in it is replaced; name another"):
+        check(tmp_path, overwrite=overwrite)
+    open_output_dir(tmp_path, resume=False)
+    assert all((tmp_path / name).exists() for name in mine)
+    monkeypatch.setenv("RANK", "1")
+    check(tmp_path, overwrite=overwrite)
+
+
+def test_a_run_killed_while_it_wrote_its_record_has_left_nothing(tmp_path: Path) -> None:
+    filled(tmp_path, ".run.json.partial")
+    check(tmp_path)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -100,7 +138,7 @@ def test_a_training_file_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_hub_ids_and_absent_inputs_are_in_nobodys_way(tmp_path: Path) -> None:
-    filled(tmp_path / "out")
+    earlier_run(tmp_path / "out")
     check(tmp_path / "out", overwrite=True, teacher="owner/name", student=None, data="nyu-mll/glue")
 
 
@@ -121,13 +159,14 @@ def test_every_input_is_watched_wherever_it_was_named() -> None:
 
 
 def test_opening_removes_a_runs_files_and_nothing_else(tmp_path: Path) -> None:
-    mine = ("notes.txt", "mine/model.safetensors", "checkpoint-x/a", "checkpoints/b", "my-metrics.json", "data/last")
+    mine = ("notes.txt", "mine/model.safetensors", "checkpoint-x/a", "checkpoints/b", "my-metrics.json", "data/last",
+            "best/photo.jpg", "checkpoint-8/notes.txt", "tokenizer.json/mine")  # fmt: skip
     runs = (
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "metrics.json",
-        "run.json", "layer_mapping.json", "last/config.json", "best/step-3/score.json",
-        "checkpoint-3/trainer_state.json", "checkpoint-12/optimizer.pt",
+        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt", "metrics.json", "run.json",
+        "layer_mapping.json", ".metrics.json.partial", "last/config.json", "best/step-3/score.json",
+        "best/step-4/model.safetensors", "checkpoint-3/trainer_state.json", "checkpoint-12/config.json",
     )  # fmt: skip
-    filled(tmp_path, *mine, *runs)
+    earlier_run(tmp_path, *mine, *runs)
     (tmp_path / "elsewhere").mkdir()
     open_output_dir(tmp_path, resume=True)
     assert all((tmp_path / name).exists() for name in (*mine, *runs))
@@ -136,17 +175,31 @@ def test_opening_removes_a_runs_files_and_nothing_else(tmp_path: Path) -> None:
     assert not [name for name in runs if (tmp_path / name).exists()]
 
 
+def test_an_empty_best_goes_too_and_the_record_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier_run(tmp_path, "config.json", "layer_mapping.json", "best/step-3/score.json")
+    gone: list[str] = []
+    unlink = Path.unlink
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **more: (path.exists() and gone.append(path.name), unlink(path, **more))[1]
+    )
+    open_output_dir(tmp_path, resume=False)
+    assert list(tmp_path.iterdir()) == []
+    assert gone == ["config.json", "layer_mapping.json", "run.json"]
+
+
 def test_folders_behind_links_are_not_emptied(tmp_path: Path) -> None:
-    treasure = filled(tmp_path / "treasure", "gold")
-    (tmp_path / "out").mkdir()
+    treasure = filled(tmp_path / "treasure", "gold", "config.json", "step-1/config.json")
+    earlier_run(tmp_path / "out", "notes.txt")
+    (tmp_path / "out" / "best").symlink_to(treasure)
     (tmp_path / "out" / "last").symlink_to(treasure)
     (tmp_path / "out" / "checkpoint-4").symlink_to(treasure)
     open_output_dir(tmp_path / "out", resume=False)
-    assert (treasure / "gold").exists()
+    assert all((treasure / name).exists() for name in ("gold", "config.json", "step-1/config.json"))
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_where_to_go_on(tmp_path: Path) -> None:
-    filled(tmp_path, "checkpoint-5/trainer_state.json", "checkpoint-40/trainer_state.json", "checkpoint-100/model.bin")
+    filled(tmp_path, *complete("checkpoint-5", "checkpoint-40"), "checkpoint-100/model.bin")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-40"]
     assert complete_checkpoints(tmp_path / "none") == []
     for wanted in (None, "false", "No", "0"):
@@ -158,6 +211,30 @@ def test_where_to_go_on(tmp_path: Path) -> None:
         resume_point(str(tmp_path), str(tmp_path / "checkpoint-100"))
     with pytest.raises(UserError, match=r"no complete checkpoint in .* to resume from"):
         resume_point(str(tmp_path / "none"), "true")
+    with pytest.raises(UserError, match="Name a new folder with --output_dir"):
+        resume_point(None, "true")
+
+
+def test_a_run_goes_on_in_its_own_folder_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "other", *complete("checkpoint-2", "deep/checkpoint-2"))
+    filled(tmp_path / "full", "thesis.txt")
+    monkeypatch.chdir(tmp_path)
+    for folder, wanted in (("full", "other/checkpoint-2"), ("other", "other/deep/checkpoint-2"), ("new", "other")):
+        filled(tmp_path, *complete(wanted))
+        with pytest.raises(UserError, match=rf"does not lie in output_dir {folder}; .* --output_dir \S+"):
+            resume_point(folder, wanted)
+    assert resume_point(str(tmp_path / "other"), "full/../other/checkpoint-2") is not None
+
+
+def test_a_checkpoint_without_the_optimisers_state_cannot_be_resumed(tmp_path: Path) -> None:
+    filled(tmp_path, "checkpoint-7/trainer_state.json", "checkpoint-7/model.safetensors")
+    assert complete_checkpoints(tmp_path) == []
+    assert complete_checkpoints(tmp_path, resumable=False) == [tmp_path / "checkpoint-7"]
+    for wanted in ("true", str(tmp_path / "checkpoint-7")):
+        with pytest.raises(UserError, match=r"checkpoint-7 cannot be resumed: it has no optimizer\.pt .*start anew"):
+            resume_point(str(tmp_path), wanted)
+    filled(tmp_path, *complete("checkpoint-5"))
+    assert resume_point(str(tmp_path), "true") == tmp_path / "checkpoint-5"
 
 
 def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -167,6 +244,27 @@ def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(file, {"name": object()})
     assert json.loads(file.read_text(encoding="utf-8")) == {"name": "Zoë"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_text_is_written_as_it_is_and_what_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.csv"
+    write_whole(file, "Zoë\r\n1\n")
+    assert file.read_bytes() == "Zoë\r\n1\n".encode()
+    with pytest.raises(UserError, match=r"none/a\.csv cannot be written: No such file or directory; make room"):
+        write_whole(tmp_path / "none" / "a.csv", "")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bert_emd.training.outputs.os.replace", full)
+    with pytest.raises(UserError, match=r"a\.csv cannot be written: No space left on device"):
+        write_whole(file, "new")
+    with pytest.raises(UserError, match="No space left on device"):
+        install_model(filled(tmp_path / "best"), tmp_path / "out")
+    assert file.read_bytes() == "Zoë\r\n1\n".encode()
+    assert list(tmp_path.rglob("*.partial")) == []
 
 
 def test_a_model_is_installed_without_its_score_and_its_weights_come_last(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import LABELS, Snapshots, sentences
+from small_runs import LABELS, Snapshots, Stop, StopAfter, sentences
 from tiny_encoders import same_tensors, tiny
 from torch import Tensor
 from transformers import (
@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from bert_emd import DistillConfig, DistillTrainer, UserError
+from bert_emd.data import normalise_label
+from bert_emd.models import student as student_module
 from bert_emd.training.trainer import EncoderTrainer, best_checkpoint
 
 
@@ -69,6 +71,8 @@ class Scripted:
 def test_a_user_can_train_with_plain_arguments(words: BertTokenizerFast, tmp_path: Path) -> None:
     student, teacher = pair()
     before, teacher_before = state_of(student), state_of(teacher)
+    teacher.train()
+    teacher.classifier.requires_grad_(False)
     trainer = DistillTrainer(
         student=student, teacher=teacher, args=arguments(tmp_path, eval_strategy="epoch"),
         train_dataset=encoded(words, labels=False), eval_dataset=encoded(words, 8, 5),
@@ -87,8 +91,11 @@ def test_a_user_can_train_with_plain_arguments(words: BertTokenizerFast, tmp_pat
     assert metrics["eval_accuracy"] == (expected.argmax(1) == truth).mean()
     assert not same_tensors(state_of(student), before)
     assert same_tensors(state_of(teacher), teacher_before)
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
-    assert not teacher.training
+    # It is handed back as it was: to be trained on, but for the part that its owner had frozen.
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    trainable = {name for name, parameter in teacher.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in teacher.named_parameters() if not name.startswith("classifier.")}
+    assert teacher.training
     assert student.config._attn_implementation == teacher.config._attn_implementation == "sdpa"
     assert {"loss_attention", "loss_hidden", "loss_embedding", "loss_prediction"} <= trainer.state.log_history[0].keys()
 
@@ -172,7 +179,8 @@ def test_fine_tuning_too_takes_the_mean_over_its_micro_batches(words: BertTokeni
 
 def scripted_run(
     words: BertTokenizerFast, folder: Path, metric: Any, monkeypatch: pytest.MonkeyPatch, *,
-    early_stopping: int | None = None, kind: str = "distill", **changes: Any,
+    early_stopping: int | None = None, kind: str = "distill", crash_at: int | None = None,
+    resume_from: Path | None = None, **changes: Any,
 ) -> tuple[EncoderTrainer, Snapshots]:  # fmt: skip
     snapshots = Snapshots(monkeypatch)
     student, teacher = pair()
@@ -187,8 +195,17 @@ def scripted_run(
         trainer = DistillTrainer(student=student, teacher=teacher, **shared)
     else:
         trainer = EncoderTrainer(model=student, **shared)
-    trainer.train()
+    if crash_at is None:
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    else:
+        trainer.add_callback(StopAfter(crash_at))
+        with pytest.raises(Stop):
+            trainer.train()
     return trainer, snapshots
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["distill", "finetune"])
@@ -209,6 +226,34 @@ def test_the_best_is_kept_wherever_it_appears(
     assert same_tensors(load_file(held[0] / "model.safetensors"), snapshots.by_step[peak])
     assert not same_tensors(snapshots.by_step[peak], snapshots.by_step[1 if peak > 1 else 5])
     assert [path.name for path in (tmp_path / "best").iterdir()] == [f"step-{peak}"]
+
+
+def test_a_best_after_the_last_checkpoint_does_not_take_the_one_before_with_it(
+    words: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    _, first = scripted_run(words, tmp_path, Scripted(0.8, 0.9, 0.95), monkeypatch, crash_at=3, **saving)
+    assert names_in(tmp_path / "best") == ["step-2", "step-3"]  # step-1 went when checkpoint-2 was complete
+    (tmp_path / "best" / "step-4").mkdir()  # without a score: it was being written
+    monkeypatch.undo()
+    scripted_run(words, tmp_path, Scripted(0.5, 0.4, 0.3), monkeypatch, resume_from=tmp_path / "checkpoint-2", **saving)
+    held = best_checkpoint(tmp_path)
+    assert held is not None
+    assert held[1:] == (0.9, 2)
+    assert same_tensors(load_file(held[0] / "model.safetensors"), first.by_step[2])
+    assert names_in(tmp_path / "best") == ["step-2"]
+
+
+def test_every_checkpoint_that_is_kept_keeps_its_best(
+    words: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    scripted_run(words, tmp_path, Scripted(0.5, 0.4, 0.6, 0.7), monkeypatch, crash_at=4, **saving)
+    assert names_in(tmp_path / "best") == ["step-1", "step-4"]
+    monkeypatch.undo()
+    scripted_run(words, tmp_path, Scripted(0.1, 0.1, 0.1), monkeypatch, resume_from=tmp_path / "checkpoint-2", **saving)
+    assert best_checkpoint(tmp_path) == (tmp_path / "best" / "step-1", 0.5, 1)
+    assert names_in(tmp_path / "best") == ["step-1"]
 
 
 def test_a_metric_that_should_be_small_keeps_the_smallest(
@@ -379,6 +424,14 @@ def test_teacher_and_student_must_be_two_models(words: BertTokenizerFast, tmp_pa
     model = tiny("bert")
     with pytest.raises(UserError, match="one and the same model"):
         DistillTrainer(student=model, teacher=model, args=arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Not-Entailment", " a  b ", "a--b", "a_-b", "a - b", "a\tb", "\ta\n", "ÄRGER", "", "-", "a\N{NO-BREAK SPACE}b"],
+)
+def test_a_students_labels_are_compared_as_the_datas_are(name: str) -> None:
+    assert student_module._plain(name) == normalise_label(name)
 
 
 def test_pkd_needs_two_layers(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     if config.do_eval or config.do_predict:
         require(config, "student_model")
         if config.do_eval:
-            require(config, data=("task_name", "train_file", "validation_file"))
+            require(config, data=("task_name", "validation_file", "test_file"))
         if config.do_predict:
             require(config, "output_dir", data=("task_name", "test_file"))
         show_resolved(resolved)

@@ -8,8 +8,8 @@ from bert_emd.cli.common import evaluate_and_show, require, resolve_args, show_r
 from bert_emd.cli.options import OptionParser, add_config_arguments
 
 HELP = "score a saved model on a task's validation data or on your own file"
-USAGE = "%(prog)s --model_name_or_path FOLDER (--task_name NAME | --validation_file FILE) [options]"
-_DATA = ("task_name", "train_file", "validation_file")
+USAGE = "%(prog)s --model_name_or_path FOLDER (--task_name NAME | --validation_file FILE | --test_file FILE) [options]"
+_DATA = ("task_name", "validation_file", "test_file")
 
 
 def add_arguments(parser: OptionParser) -> None:

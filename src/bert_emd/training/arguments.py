@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 
 from bert_emd.errors import UserError
 from bert_emd.training.config import RunConfig
 from bert_emd.training.trainer_fields import check_trainer_args
 
-__all__ = ["optimizer_choice", "training_arguments"]
+__all__ = ["engine_errors", "optimizer_choice", "training_arguments"]
 
 
 def training_arguments(
@@ -49,8 +51,9 @@ def training_arguments(
         "logging_steps": config.logging_steps,
         "bf16": config.bf16,
         "fp16": config.fp16,
-        # The engine allows bf16 autocast on a CPU only when it is told to stay there.
-        "use_cpu": config.no_cuda or not torch.accelerator.is_available(),
+        # The engine allows bf16 autocast on a CPU only when it is told to stay there; other accelerators than CUDA lack
+        # the float64 that costs are summed in.
+        "use_cpu": config.no_cuda or not torch.cuda.is_available(),
         "seed": config.seed,
         "metric_for_best_model": main_metric,
         "greater_is_better": True,
@@ -67,10 +70,16 @@ def training_arguments(
         ours["eval_steps"] = config.eval_step
     if config.save_steps is not None:
         ours["save_steps"] = config.save_steps
-    try:
+    with engine_errors():
         arguments = TrainingArguments(**(ours | check_trainer_args(config.trainer_args)))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the engine refuses these settings: {str(error).splitlines()[0]}") from error
+        # The engine builds its schedule only after the first files are written; a dummy shows now whether it can.
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
+            num_warmup_steps=1,
+            num_training_steps=2,
+            scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),
+        )
     if arguments.n_gpu > 1:
         # Without a launcher the engine would use nn.DataParallel, whose replicas lose the layer weights.
         arguments._n_gpu = 1
@@ -79,10 +88,24 @@ def training_arguments(
     return arguments
 
 
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """Turn what the engine says against its settings into one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"the engine refuses these settings: {' '.join(str(error).split())}") from error
+
+
 def optimizer_choice(config: RunConfig) -> tuple[type, dict[str, Any]] | None:
     """The optimiser where it is not the engine's own AdamW."""
     if config.optimizer == "adamw":
         return None
     from bert_emd.training.optimizer import BertAdam
 
-    return BertAdam, {"lr": config.learning_rate, "eps": config.adam_epsilon}
+    betas = tuple(
+        config.trainer_args.get(name, default) for name, default in (("adam_beta1", 0.9), ("adam_beta2", 0.999))
+    )
+    return BertAdam, {"lr": config.learning_rate, "eps": config.adam_epsilon, "betas": betas}

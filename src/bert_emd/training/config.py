@@ -71,6 +71,13 @@ class DataConfig:
         self._at_least(3, "max_seq_length")
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise UserError(f"text_columns names {len(self.text_columns)} columns; name one or two")
+        if self.task_name is not None:
+            # A task brings its files, columns and labels; a mixture would silently leave one of the two out.
+            for name in ("train_file", "validation_file", "test_file", "text_columns", "label_column", "regression"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"task_name {self.task_name} and {name} exclude each other; name a task or your own files"
+                    )
 
     def _check_types(self) -> None:
         for f in dataclasses.fields(self):
@@ -115,7 +122,7 @@ class RunConfig(DataConfig):
     """What fine-tuning and distillation share."""
 
     # fmt: off
-    train_batch_size: int = opt(32, "rows a step, over all accumulation steps", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
+    train_batch_size: int = opt(32, "rows a step and process, over all accumulation steps (the per_gpu and per_device names: rows of one of these)", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
     gradient_accumulation_steps: int = opt(1, "split each step's batch into this many parts", group=TRAINING)
     learning_rate: float = opt(5e-5, "the peak learning rate", group=TRAINING)
     num_train_epochs: float = opt(5.0, "passes over the training data", group=TRAINING)
@@ -148,6 +155,8 @@ class RunConfig(DataConfig):
         self._at_least(1, "train_batch_size", "gradient_accumulation_steps")
         self._at_least(1, "eval_step", "early_stopping", "logging_steps", "save_steps")
         self._at_least(0, "seed", "warmup_steps", "weight_decay")
+        if self.seed >= 2**32:
+            raise UserError(f"seed must be below 2**32, not {self.seed}")
         self._above_zero("learning_rate", "num_train_epochs", "adam_epsilon", "max_grad_norm")
         self._between(0, 1, "warmup_proportion")
         if self.max_steps == 0 or self.max_steps < -1:
@@ -163,6 +172,8 @@ class RunConfig(DataConfig):
     def unused(self) -> dict[str, str]:
         """Fields that have no effect under the present values, each with the reason."""
         found = {}
+        if self.task_name is None and self.data_dir is not None:
+            found["data_dir"] = "task_name is not set"
         if self.warmup_steps is not None:
             found["warmup_proportion"] = "warmup_steps is set"
         if self.lr_scheduler == "constant":
@@ -265,6 +276,14 @@ class DistillConfig(RunConfig):
             raise UserError("student_layers and student_layer_ids exclude each other; keep one")
         if self.student_layer_ids is not None and self.student_init != "spread":
             raise UserError("student_layer_ids names the layers, so student_init has no say; keep one")
+        if self.student_init != "spread" and (self.student_model is not None or any(self._sizes)):
+            raise UserError(
+                "student_init says which of the teacher's layers are copied, and none are here; leave it out"
+            )
+        if self.student_layer_ids is not None and any(self._sizes):
+            raise UserError("another size means fresh weights, so student_layer_ids copies nothing; use student_layers")
+        if self.pkd and self.mapping not in ("emd", "pkd"):
+            raise UserError(f"pkd is a mapping of its own and mapping {self.mapping} another; keep one")
         if self.student_model is not None:
             for name in STUDENT_SHAPE:
                 if getattr(self, name) is not None:
@@ -304,16 +323,16 @@ class DistillConfig(RunConfig):
         return 0.0 if self.effective_mapping == "none" else self.alpha
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether training uses the label column."""
+    def _sizes(self) -> tuple[int | None, ...]:
+        return (self.student_hidden_size, self.student_num_attention_heads, self.student_intermediate_size)
+
+    def needs_labels(self, *, regression: bool) -> bool:
+        """Whether training uses the label column, for a teacher that predicts classes or a number."""
         if not self.one_step:
             return False
+        if self.effective_mapping != "none" and not self.new_pred_loss:
+            return regression
         return self.effective_alpha < 1
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the student starts from random weights."""
-        return self.student_init == "fresh" or self.no_pretrain or any(getattr(self, n) is not None for n in _SIZES)
 
     def unused(self) -> dict[str, str]:
         found = super().unused()
@@ -329,15 +348,23 @@ class DistillConfig(RunConfig):
             found["T_emd"] = f"rule is {self.effective_rule}"
             if self.effective_rule == "fixed":
                 found["seperate"] = "rule is fixed"
+        if not self.update_weight:
+            found["rule"] = "update_weight is false"
+        if self.mapping != "emd" or self.pkd or self.pred_distill:
+            found["use_emd"] = f"mapping is {mapping}"
+        if not (self.use_att or self.use_rep):
+            found["theta"] = "use_att and use_rep are false"
         if mapping == "none":
             for name in ("alpha", "T", "reduce_T", "new_pred_loss"):
                 found[name] = "there is no teacher in the loss"
         if mapping == "pkd":
-            for name in ("use_att", "use_rep", "use_embedding"):
+            for name in ("use_att", "use_rep", "use_embedding", "count_padding"):
                 found[name] = "PKD matches [CLS] states only"
         if not self.one_step:
             for name in ("alpha", "beta", "theta", "T", "reduce_T", "new_pred_loss"):
                 found[name] = "one_step is false"
+            for name in ("lr_scheduler", "warmup_proportion", "warmup_steps"):
+                found[name] = "one_step is false: the learning rate is constant"
         if not self.new_pred_loss:
             found["alpha"] = "new_pred_loss is false"
         return found
@@ -352,7 +379,6 @@ STUDENT_SHAPE = (
     "student_intermediate_size",
 )  # fmt: skip
 """The fields that say what a student built from the teacher looks like."""
-_SIZES = ("student_hidden_size", "student_num_attention_heads", "student_intermediate_size")
 _CHOICES: dict[str, Any] = {
     "StudentInit": StudentInit, "Optimizer": Optimizer, "Scheduler": Scheduler, "CostRule": CostRule,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from bert_emd.models import (
     load_tokenizer,
     set_labels,
 )
-from bert_emd.training.arguments import optimizer_choice, training_arguments
+from bert_emd.training.arguments import engine_errors, optimizer_choice, training_arguments
 from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.evaluation import Evaluator, size_of, timed
 from bert_emd.training.finetune import (
@@ -110,11 +111,14 @@ def distill(
         )
     if tokenizer is None:
         raise UserError("a teacher in memory needs its tokenizer; pass tokenizer=")
+    # A copy, so that a tokenizer of the caller's keeps its own length; the saved one truncates as the scores were made.
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = config.max_seq_length
 
     names = label_names(big.config)
     data = load_run_data(
         config, train, validation, model_names=names, regression=names is None,
-        needs_labels=config.needs_labels, augmented=config.aug_train,
+        needs_labels=config.needs_labels(regression=names is None), augmented=config.aug_train,
     )  # fmt: skip
     assumed = align(data.validation, names).assumed
     data = data.map(lambda rows: align(rows, names).examples)
@@ -126,33 +130,38 @@ def distill(
     other = None
     if student_name is not None and has_tokenizer(student_name):
         other = load_tokenizer(student_name, "the student", cache_dir=config.cache_dir)
-    checks.vocabulary(tokenizer, small, other)
+    checks.vocabulary(tokenizer, {"teacher": big, "student": small}, other)
     for what, model in (("teacher", big), ("student", small)):
         checks.length(what, model, config.max_seq_length)
 
     evaluator = Evaluator.of(config, tokenizer)
+    labelled = next((rows for rows in (data.validation, *data.reported.values()) if rows.labels is not None), None)
+    if labelled is None:
+        checks.fine("no labelled rows, so whether the teacher is above the trivial predictor is not checked")
+    else:
+        # Evenly spaced: files are often sorted by label.
+        sample = labelled.subset(range(0, len(labelled), -(-len(labelled) // TEACHER_ROWS)))
+        checks.teacher_score(evaluator.scores(big, sample, show="checking the teacher"), data.train, sample)
     data = _with_teacher_labels(data, big, evaluator)
-    sample = data.validation.subset(range(min(TEACHER_ROWS, len(data.validation))))
-    teacher_scores = evaluator.scores(big, sample, show="checking the teacher")
-    checks.teacher_score(teacher_scores, data.train, sample)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
 
     padded = config.pad_to_max_length or config.count_padding
-    trainer = DistillTrainer(
-        student=small,
-        teacher=big,
-        config=config,
-        args=training_arguments(
-            config, folder, main_metric=data.validation.task.main_metric, constant_lr=not config.one_step
-        ),
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
-        data_collator=collator(tokenizer, config.max_seq_length if padded else None),
-        processing_class=tokenizer,
-        compute_metrics=metric_function(data.validation),
-        optimizer_cls_and_kwargs=optimizer_choice(config),
-        early_stopping=config.early_stopping,
-    )
+    with engine_errors():
+        trainer = DistillTrainer(
+            student=small,
+            teacher=big,
+            config=config,
+            args=training_arguments(
+                config, folder, main_metric=data.validation.task.main_metric, constant_lr=not config.one_step
+            ),
+            train_dataset=train_rows,
+            eval_dataset=validation_rows,
+            data_collator=collator(tokenizer, config.max_seq_length if padded else None),
+            processing_class=tokenizer,
+            compute_metrics=metric_function(data.validation),
+            optimizer_cls_and_kwargs=optimizer_choice(config),
+            early_stopping=config.early_stopping,
+        )
     for tap in (trainer.distiller.student_tap, trainer.distiller.teacher_tap):
         if tap is not None and tap.note:
             _LOG.info("%s", tap.note)
@@ -162,7 +171,6 @@ def distill(
         student=origin, findings=checks.findings,
     )  # fmt: skip
     write_json(folder / "run.json", record)
-    tokenizer.model_max_length = config.max_seq_length
     seconds = train_and_install(trainer, folder, resume)
     write_json(folder / "layer_mapping.json", trainer.history)
 
@@ -218,7 +226,7 @@ def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Eva
         return dataclasses.replace(rows, labels=labels)
 
     changed = data.map(labelled)
-    where = "validation (labelled by the teacher)"
+    where = f"{data.selected_on} (labelled by the teacher)"
     return dataclasses.replace(
         changed, selected_on=where, reported_on=data.reported_on if "test" in data.reported else where
     )

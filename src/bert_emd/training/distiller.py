@@ -64,6 +64,7 @@ class Distiller(nn.Module):
         self.options = options
         self._teacher = (teacher,)  # a tuple hides it from the module tree
         if teacher is not None:
+            self._teacher_was = teacher.training, [p.requires_grad for p in teacher.parameters()]
             teacher.eval().requires_grad_(False)
         needs = mapping.needs if mapping is not None else Needs()
         self.projection = None
@@ -88,12 +89,17 @@ class Distiller(nn.Module):
         self.student_tap.attach()
         if self.teacher_tap is not None:
             self.teacher_tap.attach()
+            self.teacher_tap.model.eval().requires_grad_(False)
 
     def detach(self) -> None:
         """Stop tapping."""
         self.student_tap.detach()
         if self.teacher_tap is not None:
             self.teacher_tap.detach()
+            teacher, (training, wanted) = self.teacher_tap.model, self._teacher_was
+            teacher.train(training)
+            for parameter, requires_grad in zip(teacher.parameters(), wanted, strict=True):
+                parameter.requires_grad_(requires_grad)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any

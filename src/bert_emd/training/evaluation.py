@@ -50,7 +50,7 @@ class Evaluator:
             tokenizer=tokenizer, max_seq_length=config.max_seq_length, batch_size=config.eval_batch_size, device=device
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, model: PreTrainedModel, examples: Examples, *, show: str | None = None) -> np.ndarray:
         """[rows, classes] float32 in the order of the examples; batches are made of rows of like length.
 
@@ -85,7 +85,7 @@ def size_of(model: PreTrainedModel) -> dict[str, float]:
     return {"parameters": count, "megabytes": round(count * 4 / 1e6, 2)}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def timed(
     models: Sequence[PreTrainedModel], evaluator: Evaluator, examples: Examples, rows: int = _TIMED_ROWS
 ) -> list[float]:

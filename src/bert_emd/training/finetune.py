@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from bert_emd.data import Examples, collator, encode
 from bert_emd.errors import UserError
 from bert_emd.models import LoadReport, label_names, load_classifier, load_config, load_tokenizer, set_labels
-from bert_emd.training.arguments import optimizer_choice, training_arguments
+from bert_emd.training.arguments import engine_errors, optimizer_choice, training_arguments
 from bert_emd.training.config import FinetuneConfig, RunConfig
 from bert_emd.training.evaluation import Evaluator, size_of
 from bert_emd.training.inputs import RunData, Source, load_run_data
@@ -98,6 +99,9 @@ def finetune(
         )
     if tokenizer is None:
         raise UserError("a model in memory needs its tokenizer; pass tokenizer=")
+    # A copy, so that a tokenizer of the caller's keeps its own length; the saved one truncates as the scores were made.
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = config.max_seq_length
     data = load_run_data(config, train, validation)
     names = data.train.task.label_names
     set_seed(config.seed)
@@ -119,27 +123,27 @@ def finetune(
             "its config.json does not fit its weights"
         )
     checks.fine(f"model: {report.loaded} tensors loaded, fresh: {', '.join(report.fresh) or 'none'}")
-    checks.vocabulary(tokenizer, classifier, None)
+    checks.vocabulary(tokenizer, {"model": classifier})
     checks.length("model", classifier, config.max_seq_length)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
 
-    trainer = EncoderTrainer(
-        model=classifier,
-        args=training_arguments(_with_eval(config), folder, main_metric=data.validation.task.main_metric),
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
-        data_collator=collator(tokenizer, config.max_seq_length if config.pad_to_max_length else None),
-        processing_class=tokenizer,
-        compute_metrics=metric_function(data.validation),
-        optimizer_cls_and_kwargs=optimizer_choice(config),
-        early_stopping=config.early_stopping,
-    )
+    with engine_errors():
+        trainer = EncoderTrainer(
+            model=classifier,
+            args=training_arguments(_with_eval(config), folder, main_metric=data.validation.task.main_metric),
+            train_dataset=train_rows,
+            eval_dataset=validation_rows,
+            data_collator=collator(tokenizer, config.max_seq_length if config.pad_to_max_length else None),
+            processing_class=tokenizer,
+            compute_metrics=metric_function(data.validation),
+            optimizer_cls_and_kwargs=optimizer_choice(config),
+            early_stopping=config.early_stopping,
+        )
     if config.eval_all_checkpoints:
         trainer.args.save_total_limit = None
     open_output_dir(folder, resume=resume is not None)
     record = run_record("finetune", config, sources, _named(data), findings=checks.findings)
     write_json(folder / "run.json", record)
-    tokenizer.model_max_length = config.max_seq_length
     seconds = train_and_install(trainer, folder, resume)
 
     evaluator = Evaluator.of(config, tokenizer)

@@ -111,11 +111,16 @@ def load_run_data(
     Raises:
         UserError: data that are missing or malformed.
     """
-    if train is None and validation is None and config.task_name is not None and config.train_file is None:
+    if config.task_name is not None:
+        if train is not None or validation is not None:
+            raise UserError(
+                f"task_name {config.task_name} names the data already; pass either it or train and validation"
+            )
         return _glue(config, needs_labels=needs_labels, augmented=augmented)
     if augmented:
         raise UserError("aug_train reads a GLUE task's train_aug.tsv; for your own data put the rows into --train_file")
     names = config.label_names if config.label_names is not None else _real_names(model_names)
+    kind = config.regression if config.regression is not None else regression
 
     def load(source: Source, what: str, labels_needed: bool) -> Examples | None:
         if source is None:
@@ -124,7 +129,7 @@ def load_run_data(
             "text_columns": config.text_columns,
             "label_column": config.label_column,
             "label_names": names,
-            "regression": config.regression if config.regression is not None else regression,
+            "regression": kind,
             "needs_labels": labels_needed,
         }
         if isinstance(source, datasets.Dataset):
@@ -136,6 +141,9 @@ def load_run_data(
         raise UserError("which data? Name a GLUE task with --task_name, or your own file with --train_file")
     if names is None and rows.task.label_names:
         names = rows.task.label_names
+    if rows.labels is not None:
+        # Scores that happen to be whole in one of the files are scores all the same.
+        kind = rows.task.is_regression
     held = load(validation if validation is not None else config.validation_file, "validation", needs_labels)
     test = load(config.test_file, "test", True)
     selected_on = "validation"
@@ -180,16 +188,17 @@ def validation_splits(config: DataConfig, model_names: Sequence[str] | None) -> 
     Raises:
         UserError: data that are missing or malformed.
     """
-    if config.task_name is not None and config.validation_file is None:
+    if config.task_name is not None:
         task = find_task(config.task_name)
         wanted = [s.name for s in task.splits if s.name.startswith("validation")]
         if not wanted:
             raise UserError(f"{task.name} has no labelled split; use `bert-emd predict` with its test data")
         names = ["matched", "mismatched"] if len(wanted) == 2 else ["validation"]
         return {name: _split(config, task, split) for name, split in zip(names, wanted, strict=True)}
-    for name, path in (("test", config.test_file), ("validation", config.validation_file)):
-        if path is not None:
-            return {name: _own_file(config, path, model_names, needs_labels=True)}
+    files = {"validation": config.validation_file, "test": config.test_file}
+    found = {name: _own_file(config, path, model_names, needs_labels=True) for name, path in files.items() if path}
+    if found:
+        return found
     raise UserError("which data? Name a GLUE task with --task_name, or your own file with --validation_file")
 
 
@@ -201,7 +210,7 @@ def load_test(config: DataConfig, model_names: Sequence[str] | None) -> list[tup
     Raises:
         UserError: data that are missing or malformed.
     """
-    if config.task_name is None or config.test_file is not None:
+    if config.task_name is None:
         if config.test_file is None:
             raise UserError("which data? Name a GLUE task with --task_name, or your own file with --test_file")
         return [("test", _own_file(config, config.test_file, model_names, needs_labels=False))]

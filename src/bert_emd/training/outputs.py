@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ __all__ = [
     "open_output_dir",
     "resume_point",
     "write_json",
+    "write_whole",
 ]
 
-# Everything that a run puts into its folder, and so all that overwriting may replace.
+# What a run puts into its folder beside best/, last/ and checkpoint-N/, and so all that overwriting may replace.
+# run.json comes last: as long as anything is left to remove, the folder is known as a run's.
 _RUN_FILES = (
     "config.json",
     "model.safetensors",
@@ -39,10 +42,9 @@ _RUN_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "metrics.json",
-    "run.json",
     "layer_mapping.json",
+    "run.json",
 )
-_RUN_FOLDERS = ("last", "best")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -53,16 +55,14 @@ def check_output_dir(
 
     Args:
         path: the folder.
-        overwrite: replace the files of an earlier run in it.
+        overwrite: replace the files of an earlier run in it, which its run.json tells.
         resume: it holds the run to go on with.
         inputs: what the run reads, by name; none of it may be overwritten.
 
     Raises:
-        UserError: no folder named, not empty, or in the way of an input.
+        UserError: no folder named, not empty and no earlier run to replace, or in the way of an input.
     """
-    if not path:
-        raise UserError("where should the results go? Name a new folder with --output_dir")
-    folder = Path(path)
+    folder = _named(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {folder} is a file; name a folder")
     here = folder.resolve()
@@ -78,12 +78,37 @@ def check_output_dir(
                 f"output_dir {folder} {relation} the {name} ({value}); name another, so that nothing is lost"
             )
     # Of several processes the first decides; the others may already see what it has written.
-    if first_process() and folder.is_dir() and any(folder.iterdir()) and not resume and not overwrite:
-        raise UserError(
-            f"output_dir {folder} is not empty; name a new one, go on with --resume_from_checkpoint true, "
-            "or replace the earlier run with --overwrite_output_dir"
-        )
+    if first_process() and not resume and not _empty(folder):
+        if not _holds_run(folder):
+            raise UserError(
+                f"output_dir {folder} is not empty and holds no earlier run, so nothing in it is replaced; name another"
+            )
+        if not overwrite:
+            raise UserError(
+                f"output_dir {folder} is not empty; name a new one, go on with --resume_from_checkpoint true, "
+                "or replace the earlier run with --overwrite_output_dir"
+            )
     return folder
+
+
+def _named(path: str | None) -> Path:
+    if not path:
+        raise UserError("where should the results go? Name a new folder with --output_dir")
+    return Path(path)
+
+
+def _empty(folder: Path) -> bool:
+    # A run that was killed while it wrote its very first file leaves a part of that.
+    return not folder.is_dir() or all(path.name == _partial(Path("run.json")).name for path in folder.iterdir())
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether the folder is one of ours: its run.json says so, nothing else does."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"command", "config"} <= record.keys()
 
 
 def files_read(config: RunConfig, train: object, validation: object, **models: object) -> dict[str, str | Path | None]:
@@ -103,7 +128,7 @@ def open_output_dir(folder: Path, *, resume: bool) -> None:
     Raises:
         UserError: the folder cannot be made.
     """
-    if folder.is_dir() and not resume and first_process():
+    if not resume and first_process() and _holds_run(folder):
         _remove_run(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,11 +137,23 @@ def open_output_dir(folder: Path, *, resume: bool) -> None:
 
 
 def _remove_run(folder: Path) -> None:
-    for name in _RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for path in (*(folder / name for name in _RUN_FOLDERS), *_checkpoints(folder)):
-        if path.is_dir() and not path.is_symlink():
+    best = folder / "best"
+    if _own_folder(best):
+        for path in filter(_own_folder, best.glob("step-*")):
             shutil.rmtree(path)
+        if not any(best.iterdir()):
+            best.rmdir()
+    for path in filter(_own_folder, (folder / "last", *_checkpoints(folder))):
+        if any((path / name).is_file() for name in ("config.json", "trainer_state.json")):
+            shutil.rmtree(path)
+    for path in (folder / name for name in _RUN_FILES):
+        if path.is_file():
+            path.unlink()
+        _partial(path).unlink(missing_ok=True)
+
+
+def _own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -124,9 +161,16 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were written to their end (the trainer's state comes last), oldest first."""
-    return [p for p in _checkpoints(folder) if (p / "trainer_state.json").is_file()] if folder.is_dir() else []
+def complete_checkpoints(folder: Path, *, resumable: bool = True) -> list[Path]:
+    """The checkpoints that were written to their end (the trainer's state comes last), oldest first.
+
+    Args:
+        folder: the output folder.
+        resumable: only those with the optimiser's state; ``save_only_model`` leaves it out.
+    """
+    needed = ("trainer_state.json", "optimizer.pt") if resumable else ("trainer_state.json",)
+    found = _checkpoints(folder) if folder.is_dir() else []
+    return [path for path in found if all((path / name).is_file() for name in needed)]
 
 
 def resume_point(folder: str | None, wanted: str | None) -> Path | None:
@@ -134,32 +178,74 @@ def resume_point(folder: str | None, wanted: str | None) -> Path | None:
 
     Args:
         folder: the output folder.
-        wanted: None or "false" (start anew), "true" (the newest complete one), or a checkpoint's path.
+        wanted: None or "false" (start anew), "true" (the newest complete one), or the path of one in the folder.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, it cannot be resumed, or it is another run's.
     """
     if wanted is None or wanted.lower() in ("false", "no", "0"):
         return None
+    here = _named(folder)
     if wanted.lower() in ("true", "yes", "1"):
-        found = complete_checkpoints(Path(folder or ""))
-        if not found:
-            raise UserError(
-                f"there is no complete checkpoint in {folder} to resume from; leave out --resume_from_checkpoint"
-            )
-        return found[-1]
-    if not (Path(wanted) / "trainer_state.json").is_file():
+        if found := complete_checkpoints(here):
+            return found[-1]
+        if found := complete_checkpoints(here, resumable=False):
+            raise UserError(_not_resumable(found[-1]))
+        raise UserError(
+            f"there is no complete checkpoint in {folder} to resume from; leave out --resume_from_checkpoint"
+        )
+    checkpoint = Path(wanted)
+    if not (checkpoint / "trainer_state.json").is_file():
         raise UserError(f"{wanted} is not a complete checkpoint (no trainer_state.json); name a checkpoint-N folder")
-    return Path(wanted)
+    if not (checkpoint / "optimizer.pt").is_file():
+        raise UserError(_not_resumable(checkpoint))
+    # The run's best model and record lie beside the checkpoint, and the run goes on writing there.
+    if checkpoint.resolve().parent != here.resolve():
+        raise UserError(
+            f"the checkpoint {wanted} does not lie in output_dir {folder}; a run goes on in its own folder, "
+            f"--output_dir {checkpoint.parent}"
+        )
+    return checkpoint
+
+
+def _not_resumable(checkpoint: Path) -> str:
+    return (
+        f"{checkpoint} cannot be resumed: it has no optimizer.pt (save_only_model leaves it out); "
+        "name another checkpoint, or start anew without --resume_from_checkpoint"
+    )
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file whole or not at all; of several processes the first writes."""
-    if not first_process():
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    if first_process():
+        write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all, its line ends as they are in the text.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with _whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to fill, which takes the place of ``path`` once it is full."""
+    partial = _partial(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path} cannot be written: {error.strerror}; make room or name another folder") from error
 
 
 def install_model(source: Path, target: Path, *, skip: Iterable[str] = ()) -> None:
@@ -167,6 +253,5 @@ def install_model(source: Path, target: Path, *, skip: Iterable[str] = ()) -> No
     target.mkdir(parents=True, exist_ok=True)
     files = sorted((p for p in source.iterdir() if p.is_file() and p.name not in skip), key=lambda p: "model" in p.stem)
     for file in files:
-        partial = target / f".{file.name}.partial"
-        shutil.copyfile(file, partial)
-        os.replace(partial, target / file.name)
+        with _whole(target / file.name) as partial:
+            shutil.copyfile(file, partial)

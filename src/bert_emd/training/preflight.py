@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,10 +82,12 @@ class Preflight:
             self.fine(f"labels agree by name: {listing(names)}")
 
     def vocabulary(
-        self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, other: PreTrainedTokenizerBase | None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        models: Mapping[str, PreTrainedModel],
+        other: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Teacher and student read the same token ids, so they need the same vocabulary."""
-        rows = model.get_input_embeddings().num_embeddings
+        """All models read the ids of one tokenizer, so they need its vocabulary; ``other`` is the student's own."""
         if other is not None and other.get_vocab() != tokenizer.get_vocab():
             ours, theirs = tokenizer.get_vocab(), other.get_vocab()
             differing = sum(ours.get(token) != i for token, i in theirs.items()) + len(ours.keys() - theirs.keys())
@@ -92,11 +95,13 @@ class Preflight:
                 f"teacher and student have different vocabularies ({len(ours)} and {len(theirs)} tokens, {differing} "
                 "differ); take a student with the teacher's tokenizer"
             )
-        if rows < len(tokenizer):
-            raise UserError(
-                f"the student's vocabulary has {rows} tokens but the teacher's tokenizer makes {len(tokenizer)}; "
-                "take a student with the teacher's tokenizer"
-            )
+        for what, model in models.items():
+            rows = model.get_input_embeddings().num_embeddings
+            if rows < len(tokenizer):
+                raise UserError(
+                    f"the {what}'s vocabulary has {rows} tokens but the tokenizer makes {len(tokenizer)}; "
+                    "take one that belongs to it"
+                )
         self.fine(f"vocabulary: {len(tokenizer)} tokens")
 
     def length(self, what: str, model: PreTrainedModel, max_seq_length: int) -> None:

@@ -22,6 +22,8 @@ ConfigT = TypeVar("ConfigT", bound=DataConfig)
 FLAG, CONFIG, TINYBERT, PAPER, DEFAULT = "flag", "config", "tinybert", "preset paper", "default"
 _EXTRA = "trainer_args"
 
+_PER_PART = ("per_gpu_train_batch_size", "per_device_train_batch_size")
+
 _TINYBERT: Mapping[str, Any] = MappingProxyType(
     {"one_step": False, "use_emd": False, "new_pred_loss": False, "learning_rate": 5e-5}
 )
@@ -56,6 +58,8 @@ def resolve(
     layers = {FLAG: _typed(cls, flags, FLAG), CONFIG: _typed(cls, file, CONFIG)}
     user = {**layers[CONFIG], **layers[FLAG]}
     if user.get("tinybert"):
+        if all(user.get(name) is True for name in ("one_step", "use_emd", "new_pred_loss")):
+            raise UserError("tinybert means one_step, use_emd and new_pred_loss false, and all three are given as true")
         layers[TINYBERT] = dict(_TINYBERT)
     notes: list[str] = []
     if preset is not None:
@@ -72,6 +76,10 @@ def resolve(
         trainer_sources.update(dict.fromkeys(layer.get(_EXTRA, {}), source))
     if extra:
         values[_EXTRA] = extra
+    given = {FLAG: flags, CONFIG: file}.get(sources.get("train_batch_size", DEFAULT), {})
+    if any(str(name).replace("-", "_") in _PER_PART for name in given):
+        # These names count the rows of one forward, ours those of a step.
+        values["train_batch_size"] *= values.get("gradient_accumulation_steps", 1)
     config = cls(**values)
     unused = config.unused() if isinstance(config, RunConfig) else {}
     warnings = [

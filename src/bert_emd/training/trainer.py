@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bert_emd.method import build_mapping
 from bert_emd.method.mappings import Mapping, MappingOptions
 from bert_emd.training.config import DistillConfig
 from bert_emd.training.distiller import Distiller, LossOptions
-from bert_emd.training.outputs import write_json
+from bert_emd.training.outputs import complete_checkpoints, write_json
 
 __all__ = ["BestKeeper", "DistillTrainer", "EncoderTrainer", "best_checkpoint"]
 
@@ -91,7 +92,11 @@ class _EpochLengthSampler(LengthGroupedSampler):
 
 
 class BestKeeper(TrainerCallback):
-    """Keeps the best model by the main metric, at whichever evaluation it appears, whatever is saved otherwise."""
+    """Keeps the best model by the main metric, at whichever evaluation it appears, whatever is saved otherwise.
+
+    While the run goes on, ``best/`` also holds the best at each checkpoint's step: a run that is resumed there starts
+    with it, whatever was found later.
+    """
 
     def __init__(self, trainer: EncoderTrainer) -> None:
         self.trainer = trainer
@@ -99,9 +104,9 @@ class BestKeeper(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Forget what an earlier run, or the part of this one that is trained again, left in the folder."""
         if state.is_world_process_zero:
-            for folder, values in _kept(Path(args.output_dir)):
-                if state.global_step == 0 or values["step"] > state.global_step:
-                    shutil.rmtree(folder)
+            output_dir = Path(args.output_dir)
+            resumed = [folder for folder, values in _kept(output_dir) if values["step"] <= state.global_step]
+            _keep_only(output_dir, resumed if state.global_step else [])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -134,9 +139,20 @@ class BestKeeper(TrainerCallback):
         self.trainer.save_product(step)
         # The score is written last: a folder without it was not finished.
         write_json(step / "score.json", {"step": state.global_step, "score": score})
-        for older in folder.glob("step-*"):
-            if older != step:
-                shutil.rmtree(older)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A checkpoint is complete: what is the best at none of them will not be asked for any more."""
+        if state.is_world_process_zero:
+            output_dir = Path(args.output_dir)
+            steps = [int(path.name.rpartition("-")[2]) for path in complete_checkpoints(output_dir)]
+            best = [best_checkpoint(output_dir, step) for step in (*steps, state.global_step)]
+            _keep_only(output_dir, [entry[0] for entry in best if entry is not None])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Only the best of all is left."""
+        if state.is_world_process_zero:
+            best = best_checkpoint(Path(args.output_dir))
+            _keep_only(Path(args.output_dir), [best[0]] if best is not None else [])
 
 
 def _kept(output_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -145,9 +161,21 @@ def _kept(output_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
-def best_checkpoint(output_dir: Path) -> tuple[Path, float, int] | None:
-    """The best model kept so far: its folder, its score (the negative of a metric that should be small), its step."""
+def _keep_only(output_dir: Path, folders: Sequence[Path]) -> None:
+    for path in (output_dir / "best").glob("step-*"):
+        if path not in folders and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
+def best_checkpoint(output_dir: Path, last_step: int | None = None) -> tuple[Path, float, int] | None:
+    """The best model kept so far: its folder, its score (the negative of a metric that should be small), its step.
+
+    Args:
+        output_dir: the run's folder.
+        last_step: leave out what was found later.
+    """
     found = [(folder, float(values["score"]), int(values["step"])) for folder, values in _kept(output_dir)]
+    found = [entry for entry in found if last_step is None or entry[2] <= last_step]
     return max(found, key=lambda entry: (entry[1], -entry[2])) if found else None
 
 
