@@ -32,7 +32,7 @@ if [ $# -eq 7 ]; then
     if [ "$method" = teacher ]; then
         finetune "$task" "$folder" "${resume[@]}" > "$out/logs/$task-teacher.log" 2>&1
     else
-        while [ ! -f "$out/$task/teacher/metrics.json" ]; do sleep 5; done
+        [ -f "$out/$task/teacher/metrics.json" ] || { echo "no teacher for $task: see $out/logs" >&2; exit 1; }
         distill "$task" "$seed" "$layers" "$method" "$folder" "${resume[@]}" \
             > "$out/logs/$task-$layers-$method-$seed.log" 2>&1
     fi
@@ -40,11 +40,10 @@ if [ $# -eq 7 ]; then
     exit 0
 fi
 
-{
-    for task in MRPC STS-B CoLA; do echo "$task 42 6 teacher"; done
-    for cell in "1 3" "2 3" "1 2" "3 3"; do
-        for task in MRPC STS-B CoLA; do
-            for method in emd kd none; do echo "$task ${cell% *} ${cell#* } $method"; done
-        done
+parallel() { xargs -P 2 -L 1 "$0" "$encoder" "$glue" "$out"; }
+for task in MRPC STS-B CoLA; do echo "$task 42 6 teacher"; done | parallel
+for cell in "1 3" "2 3" "1 2" "3 3"; do
+    for task in MRPC STS-B CoLA; do
+        for method in emd kd none; do echo "$task ${cell% *} ${cell#* } $method"; done
     done
-} | xargs -P 2 -L 1 "$0" "$encoder" "$glue" "$out"
+done | parallel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import os
 import statistics
 import sys
 import time
@@ -24,7 +24,7 @@ from bert_emd.errors import UserError
 from bert_emd.models import label_names, load_classifier, load_tokenizer
 from bert_emd.training.config import DataConfig, EvaluateConfig
 from bert_emd.training.inputs import align, load_test, validation_splits
-from bert_emd.training.outputs import write_json
+from bert_emd.training.outputs import write_json, write_whole
 from bert_emd.training.preflight import Preflight
 
 __all__ = ["Evaluator", "evaluate", "predict", "size_of", "timed"]
@@ -189,19 +189,18 @@ def _made(path: str) -> Path:
 
 
 def _write_own(folder: Path, examples: Examples, logits: np.ndarray) -> Path:
-    path, partial = folder / "predictions.csv", folder / ".predictions.csv.partial"
-    names = examples.task.label_names
-    with partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        if names is None:
-            writer.writerow(["index", "prediction"])
-            writer.writerows(zip(examples.indices, (f"{z:.6g}" for z in logits[:, 0]), strict=True))
-        else:
-            probabilities = torch.softmax(torch.from_numpy(logits), -1).max(-1)
-            writer.writerow(["index", "prediction", "probability"])
-            for index, c, p in zip(examples.indices, probabilities.indices, probabilities.values, strict=True):
-                writer.writerow([index, names[int(c)], f"{float(p):.4f}"])
-    os.replace(partial, path)
+    names, text = examples.task.label_names, io.StringIO(newline="")
+    writer = csv.writer(text)
+    if names is None:
+        writer.writerow(["index", "prediction"])
+        writer.writerows(zip(examples.indices, (f"{z:.6g}" for z in logits[:, 0]), strict=True))
+    else:
+        probabilities = torch.softmax(torch.from_numpy(logits), -1).max(-1)
+        writer.writerow(["index", "prediction", "probability"])
+        for index, c, p in zip(examples.indices, probabilities.indices, probabilities.values, strict=True):
+            writer.writerow([index, names[int(c)], f"{float(p):.4f}"])
+    path = folder / "predictions.csv"
+    write_whole(path, text.getvalue())
     return path
 
 

@@ -157,7 +157,7 @@ def finetune(
     if config.eval_all_checkpoints:
         metrics["checkpoints"] = {
             path.name: per_split(data, lambda rows, path=path: evaluator.scores(plain_model(path), rows))
-            for path in complete_checkpoints(folder)
+            for path in complete_checkpoints(folder, resumable=False)
         }
     write_json(folder / "metrics.json", metrics)
     summary = _summary(metrics, data, folder)
