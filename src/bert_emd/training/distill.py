@@ -33,6 +33,7 @@ from bert_emd.training.finetune import (
     main_of,
     metric_function,
     per_split,
+    plain_model,
     steps_of,
     train_and_install,
 )
@@ -177,7 +178,7 @@ def distill(
     metrics = _measure(data, big, folder, evaluator)
     metrics |= steps_of(folder, trainer, seconds)
     write_json(folder / "metrics.json", metrics)
-    best, _ = load_pair(folder)
+    best = plain_model(folder)
     return DistillResult(
         student=best,
         tokenizer=tokenizer,
