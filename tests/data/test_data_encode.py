@@ -44,13 +44,6 @@ def test_of_a_pair_the_longer_text_is_cut(tokenizer):
     assert "labels" not in rows.column_names
 
 
-def test_padding_to_the_full_length(tokenizer):
-    rows, _ = encode(make(["a", "a b c d e"]), tokenizer, 5, pad_to_max=True)
-    assert rows["input_ids"][:] == [[2, 5, 3, 0, 0], [2, 5, 6, 7, 3]]
-    assert rows["attention_mask"][:] == [[1, 1, 1, 0, 0], [1] * 5]
-    assert rows["length"][:] == [3, 5]
-
-
 def test_chunks_change_nothing(tokenizer, monkeypatch):
     examples = make(["a b c d e"[: 1 + 2 * (i % 5)] for i in range(25)], labels=[i % 2 for i in range(25)])
     whole, cut = encode(examples, tokenizer, 6)

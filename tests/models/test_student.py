@@ -316,3 +316,15 @@ def test_another_architecture_may_be_the_student(tmp_path: Path) -> None:
     built = checkpoint(source, tmp_path)
     assert built.model.config.model_type == "distilbert"
     assert same_tensors(built.model.state_dict(), source.state_dict())
+
+
+def test_half_of_an_albert_whose_layers_share_nothing() -> None:
+    teacher = tiny("albert", layers=4, num_hidden_groups=4)
+    built = build_student(teacher, StudentShape())
+    assert built.layer_ids == [2, 4]
+    own = [block.state_dict() for block in teacher.albert.encoder.albert_layer_groups]
+    copied = [block.state_dict() for block in built.model.albert.encoder.albert_layer_groups]
+    assert len(copied) == 2
+    assert same_tensors(copied[0], own[1])
+    assert same_tensors(copied[1], own[3])
+    assert not same_tensors(own[1], own[3])

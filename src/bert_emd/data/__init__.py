@@ -5,7 +5,7 @@ from bert_emd.data.examples import Examples, relabel
 from bert_emd.data.files import from_dataset, load_file
 from bert_emd.data.glue import load_glue
 from bert_emd.data.labels import match_labels, normalise_label, order_labels
-from bert_emd.data.metrics import main_score, score, trivial_score
+from bert_emd.data.metrics import score, trivial_score
 from bert_emd.data.splits import holdout
 from bert_emd.data.submission import write_submission
 from bert_emd.data.tasks import GLUE_TASKS, Split, Task, custom_task, find_task
@@ -24,7 +24,6 @@ __all__ = [
     "holdout",
     "load_file",
     "load_glue",
-    "main_score",
     "match_labels",
     "normalise_label",
     "order_labels",

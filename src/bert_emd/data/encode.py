@@ -21,15 +21,12 @@ _CHUNK = 10_000
 _SMALL = {"attention_mask": "int8", "token_type_ids": "int8", "input_ids": "int32"}
 
 
-def encode(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, pad_to_max: bool = False
-) -> tuple[datasets.Dataset, int]:
+def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> tuple[datasets.Dataset, int]:
     """Tokenise all rows, in their order.
 
     Returns the rows (``input_ids``, ``attention_mask``, ``token_type_ids`` where the tokenizer gives them, ``labels``
     where there are labels, and ``length``, the number of tokens without padding) and how many of them were longer
-    than ``max_seq_length`` and had to be truncated (of a pair, the longer text first). Rows are padded to
-    ``max_seq_length`` only with ``pad_to_max``; else the collator pads them.
+    than ``max_seq_length`` and had to be truncated (of a pair, the longer text first). The collator pads them.
 
     Raises `UserError` where ``max_seq_length`` leaves no room for any text.
     """
@@ -39,7 +36,7 @@ def encode(
     parts = []
     truncated = 0
     for start in range(0, max(len(examples), 1), _CHUNK):
-        columns, cut = _encode_chunk(examples, slice(start, start + _CHUNK), tokenizer, max_seq_length, pad_to_max)
+        columns, cut = _encode_chunk(examples, slice(start, start + _CHUNK), tokenizer, max_seq_length)
         truncated += cut
         features = {
             name: datasets.List(datasets.Value(_SMALL.get(name, "int32")))
@@ -54,7 +51,7 @@ def encode(
 
 
 def _encode_chunk(
-    examples: Examples, rows: slice, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, pad_to_max: bool
+    examples: Examples, rows: slice, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
 ) -> tuple[dict[str, list[Any]], int]:
     texts = examples.texts[rows]
     pairs = None if examples.pairs is None else examples.pairs[rows]
@@ -72,8 +69,6 @@ def _encode_chunk(
             for i, value in zip(long, values, strict=True):
                 columns[name][i] = value
     length = [len(ids) for ids in columns["input_ids"]]
-    if pad_to_max and texts:
-        columns = dict(tokenizer.pad(columns, padding="max_length", max_length=max_seq_length, verbose=False))
     if examples.labels is not None:
         columns["labels"] = examples.labels[rows]
     columns["length"] = length

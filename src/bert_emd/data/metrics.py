@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from bert_emd.data.tasks import Task
 from bert_emd.errors import UserError
 
-__all__ = ["main_score", "score", "trivial_score"]
+__all__ = ["score", "trivial_score"]
 
 Metric = Callable[[Task, np.ndarray, np.ndarray], float]
 
@@ -57,11 +57,6 @@ def trivial_score(
     logits = np.zeros((len(labels), task.num_labels))
     logits[:, counts.argmax()] = 1.0
     return score(task, logits, labels)
-
-
-def main_score(task: Task, scores: Mapping[str, float]) -> float:
-    """Return the score by which the task's checkpoints are chosen."""
-    return scores[task.main_metric]
 
 
 def _accuracy(task: Task, truth: np.ndarray, predictions: np.ndarray) -> float:

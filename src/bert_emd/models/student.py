@@ -129,6 +129,9 @@ def _config_for(teacher: PretrainedConfig, ids: Sequence[int]) -> PretrainedConf
     config = copy.deepcopy(teacher)
     total = teacher.num_hidden_layers
     config.num_hidden_layers = len(ids)
+    # ALBERT whose layers do not share weights after all: as many groups as layers, so the groups are chosen with them.
+    if getattr(config, "num_hidden_groups", None) == total:
+        config.num_hidden_groups = len(ids)
     # Some architectures describe each layer in a list (sliding or full attention, …): the chosen layers' entries.
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == total and "layer" in name:

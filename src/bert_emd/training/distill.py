@@ -26,21 +26,21 @@ from bert_emd.models import (
 from bert_emd.training.arguments import engine_errors, optimizer_choice, training_arguments
 from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.evaluation import Evaluator, size_of, timed
-from bert_emd.training.finetune import (
-    encode_for,
-    head_of,
-    load_pair,
-    main_of,
-    metric_function,
-    per_split,
-    plain_model,
-    steps_of,
-    train_and_install,
-)
+from bert_emd.training.execution import encode_for, load_pair, metric_function, plain_model, steps_of, train_and_install
 from bert_emd.training.inputs import RunData, Source, align, load_run_data
 from bert_emd.training.outputs import check_output_dir, files_read, open_output_dir, resume_point, write_json
 from bert_emd.training.preflight import TEACHER_ROWS, Preflight
-from bert_emd.training.records import render_table, retention, run_record, trivial_of
+from bert_emd.training.records import (
+    head_of,
+    main_of,
+    per_split,
+    render_table,
+    retention,
+    run_record,
+    score_rows,
+    selection_note,
+    trivial_of,
+)
 from bert_emd.training.trainer import DistillTrainer
 
 __all__ = ["DistillResult", "distill"]
@@ -253,28 +253,19 @@ def _measure(data: RunData, teacher: PreTrainedModel, folder: Path, evaluator: E
 
 def _summary(metrics: dict[str, Any], data: RunData, folder: Path) -> str:
     task = data.validation.task
-    rows = []
-    for name, key in (("teacher", "teacher"), ("student (best)", "student"), ("student (last)", "last")):
-        for split in data.reported:
-            scores = metrics[key] if len(data.reported) == 1 else metrics[key][split]
-            cost = metrics[{"last": "student"}.get(key, key)]
-            rows.append(
-                [
-                    name if len(data.reported) == 1 else f"{name}, {split}",
-                    *(f"{scores[m]:.4f}" for m in task.metrics),
-                    f"{cost['parameters'] / 1e6:.1f} M",
-                    f"{cost['megabytes']:.1f}",
-                    f"{cost['milliseconds_per_sentence']:.1f}",
-                ]
-            )
+    rows = score_rows(metrics, data, {"teacher": "teacher", "student": "student (best)", "last": "student (last)"})
+    # The last student is of the best one's size and speed.
+    costs = [metrics[key] for key in ("teacher", "student", "student") for _ in data.reported]
+    for row, cost in zip(rows, costs, strict=True):
+        row.append(f"{cost['parameters'] / 1e6:.1f} M")
+        row.append(f"{cost['megabytes']:.1f}")
+        row.append(f"{cost['milliseconds_per_sentence']:.1f}")
     kept = metrics["retention_above_trivial"]
     notes = [
         f"The student has {kept:.1%} of the teacher's {task.main_metric} above the trivial predictor's "
         f"{main_of(metrics['trivial'], task.main_metric):.4f}" if kept is not None
         else "The teacher is not above the trivial predictor",
-        f"Checkpoint chosen on {metrics['selected_on']} (step {metrics['best_step']} of {metrics['last_step']}), "
-        f"scores on {metrics['reported_on']}"
-        + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else ""),
+        selection_note(metrics),
         f"Saved in {folder}",
     ]  # fmt: skip
     return render_table(

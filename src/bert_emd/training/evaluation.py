@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import logging
 import statistics
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from rich.progress import track
@@ -59,8 +61,7 @@ class Evaluator:
             examples: the rows.
             show: with it, a progress bar under this title.
         """
-        rows, _ = encode(examples, self.tokenizer, self.max_seq_length)
-        rows = rows.remove_columns([name for name in ("labels",) if name in rows.column_names])
+        rows = self.encoded(examples)
         order = np.argsort(np.asarray(rows["length"]), kind="stable")[::-1]
         pad = collator(self.tokenizer)
         found: np.ndarray = np.empty((len(examples), model.config.num_labels), dtype=np.float32)
@@ -72,6 +73,11 @@ class Evaluator:
             inputs = {name: tensor.to(self.device) for name, tensor in batch.items()}
             found[chosen] = model(**inputs).logits.float().cpu().numpy()
         return found
+
+    def encoded(self, examples: Examples) -> datasets.Dataset:
+        """Token ids without labels, for a model would compute a loss from them."""
+        rows, _ = encode(dataclasses.replace(examples, labels=None), self.tokenizer, self.max_seq_length)
+        return rows
 
     def scores(self, model: PreTrainedModel, examples: Examples, *, show: str | None = None) -> dict[str, float]:
         """The task's metrics on labelled examples."""
@@ -91,8 +97,7 @@ def timed(
 ) -> list[float]:
     """Median milliseconds a sentence, one at a time, models interleaved so that both see the same machine."""
     chosen = examples.subset(range(min(rows, len(examples))))
-    encoded, _ = encode(chosen, evaluator.tokenizer, evaluator.max_seq_length)
-    encoded = encoded.remove_columns([name for name in ("labels",) if name in encoded.column_names])
+    encoded = evaluator.encoded(chosen)
     pad = collator(evaluator.tokenizer)
     batches = [{k: v.to(evaluator.device) for k, v in pad([row]).items()} for row in encoded]
     taken: list[list[float]] = [[] for _ in models]

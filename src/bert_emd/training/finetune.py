@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import copy
-import logging
+import dataclasses
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from bert_emd.data import Examples, collator, encode
+from bert_emd.data import Examples, collator
 from bert_emd.errors import UserError
 from bert_emd.models import LoadReport, label_names, load_classifier, load_config, load_tokenizer, set_labels
 from bert_emd.training.arguments import engine_errors, optimizer_choice, training_arguments
-from bert_emd.training.config import FinetuneConfig, RunConfig
+from bert_emd.training.config import FinetuneConfig
 from bert_emd.training.evaluation import Evaluator, size_of
+from bert_emd.training.execution import encode_for, load_pair, metric_function, plain_model, steps_of, train_and_install
 from bert_emd.training.inputs import RunData, Source, load_run_data
 from bert_emd.training.outputs import (
     check_output_dir,
     complete_checkpoints,
     files_read,
-    install_model,
     open_output_dir,
     resume_point,
     write_json,
 )
 from bert_emd.training.preflight import Preflight
-from bert_emd.training.records import render_table, run_record, trivial_of
-from bert_emd.training.trainer import EncoderTrainer, best_checkpoint
+from bert_emd.training.records import (
+    head_of,
+    per_split,
+    render_table,
+    run_record,
+    score_rows,
+    selection_note,
+    trivial_of,
+)
+from bert_emd.training.trainer import EncoderTrainer
 
 __all__ = ["FinetuneResult", "finetune"]
-
-_LOG = logging.getLogger("bert_emd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +122,7 @@ def finetune(
             str(name), "the model", config=base, cache_dir=config.cache_dir, may_resize_head=True
         )
     checks = Preflight(strict=config.strict)
-    if report.encoder_fresh:
-        raise UserError(
-            f"the model {name}: {len(report.encoder_fresh)} weights did not load ({report.encoder_fresh[0]}, …); "
-            "its config.json does not fit its weights"
-        )
-    checks.fine(f"model: {report.loaded} tensors loaded, fresh: {', '.join(report.fresh) or 'none'}")
+    checks.weights("model", name or "in memory", report, needs_head=False)
     checks.vocabulary(tokenizer, {"model": classifier})
     checks.length("model", classifier, config.max_seq_length)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
@@ -164,86 +164,7 @@ def finetune(
     return FinetuneResult(model=best, tokenizer=tokenizer, metrics=metrics, summary=summary)
 
 
-def encode_for(
-    config: RunConfig, data: RunData, tokenizer: PreTrainedTokenizerBase, checks: Preflight
-) -> tuple[Any, Any]:
-    """Training and validation rows as token ids, with the truncation check."""
-    train_rows, truncated = encode(data.train, tokenizer, config.max_seq_length)
-    checks.truncation(truncated, len(data.train), config.max_seq_length)
-    validation_rows, _ = encode(data.validation, tokenizer, config.max_seq_length)
-    if data.train.dropped:
-        _LOG.warning("%s: %d rows with too few columns left out", data.train.source, data.train.dropped)
-    return train_rows, validation_rows
-
-
-def metric_function(validation: Examples) -> Any:
-    """What the engine calls on logits and labels."""
-    from bert_emd.data import score
-
-    return lambda prediction: score(validation.task, prediction.predictions, prediction.label_ids)
-
-
-def train_and_install(trainer: EncoderTrainer, folder: Path, resume: Path | None) -> float:
-    """Train, keep the last model in ``last/``, and put the best one on top of the folder; the seconds it took."""
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
-    seconds = time.perf_counter() - start
-    if trainer.is_world_process_zero():
-        trainer.save_product(folder / "last")
-        held = best_checkpoint(folder)
-        install_model(held[0] if held is not None else folder / "last", folder, skip=("score.json",))
-    trainer.accelerator.wait_for_everyone()
-    return seconds
-
-
-def plain_model(folder: Path) -> PreTrainedModel:
-    """A saved model as any user loads it."""
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder)
-    return model
-
-
-def load_pair(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The best and the last model, reloaded from disk with plain Transformers."""
-    return plain_model(folder), plain_model(folder / "last")
-
-
-def head_of(data: RunData) -> dict[str, Any]:
-    """The first fields of metrics.json."""
-    return {
-        "task": data.validation.task.name,
-        "metric": data.validation.task.main_metric,
-        "selected_on": data.selected_on,
-        "reported_on": data.reported_on,
-        "optimistic": data.optimistic,
-        "rows": {"train": len(data.train), **{name: len(rows) for name, rows in data.reported.items()}},
-    }
-
-
-def per_split(data: RunData, score: Any) -> dict[str, Any]:
-    """Scores of the one reported split, or by split where there are two (MNLI)."""
-    found = {name: score(rows) for name, rows in data.reported.items()}
-    return next(iter(found.values())) if len(found) == 1 else found
-
-
-def steps_of(folder: Path, trainer: EncoderTrainer, seconds: float) -> dict[str, Any]:
-    """When the best model appeared and how long training took."""
-    held = best_checkpoint(folder)
-    return {
-        "best_step": held[2] if held is not None else trainer.state.global_step,
-        "last_step": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "train_seconds": round(seconds, 1),
-    }
-
-
-def main_of(scores: dict[str, Any], metric: str) -> float:
-    """The main metric, of the first split where there are two."""
-    return float(scores[metric] if metric in scores else next(iter(scores.values()))[metric])
-
-
 def _with_eval(config: FinetuneConfig) -> FinetuneConfig:
-    import dataclasses
-
     if config.evaluate_during_training and config.eval_step is None:
         return dataclasses.replace(config, eval_step=config.logging_steps)
     return config
@@ -255,13 +176,6 @@ def _named(data: RunData) -> dict[str, Examples]:
 
 def _summary(metrics: dict[str, Any], data: RunData, folder: Path) -> str:
     task = data.validation.task
-    rows = []
-    for name, key in (("best", "model"), ("last", "last"), ("trivial predictor", "trivial")):
-        for split in data.reported:
-            scores = metrics[key] if len(data.reported) == 1 else metrics[key][split]
-            label = name if len(data.reported) == 1 else f"{name}, {split}"
-            rows.append([label, *(f"{scores[m]:.4f}" for m in task.metrics)])
-    notes = [f"Checkpoint chosen on {metrics['selected_on']}, scores on {metrics['reported_on']}"
-             + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else ""),
-             f"Saved in {folder}"]  # fmt: skip
+    rows = score_rows(metrics, data, {"model": "best", "last": "last", "trivial": "trivial predictor"})
+    notes = [selection_note(metrics), f"Saved in {folder}"]
     return render_table(f"{task.name}: fine-tuned model", ["model", *task.metrics], rows, notes)

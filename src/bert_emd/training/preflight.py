@@ -52,21 +52,22 @@ class Preflight:
         self.findings.append(f"warning: {text}")
         _LOG.warning("%s", text)
 
-    def weights(self, what: str, name: str, report: LoadReport) -> None:
-        """Every weight of the teacher must have come from its folder."""
+    def weights(self, what: str, name: str, report: LoadReport, *, needs_head: bool = True) -> None:
+        """Every weight must have come from its folder, the head's too where a trained one is needed."""
         if report.encoder_fresh:
             raise UserError(
                 f"{what} {name}: {len(report.encoder_fresh)} weights did not load ({report.encoder_fresh[0]}, …); "
                 "its config.json does not fit its weights"
             )
-        if report.fresh:
+        if needs_head and report.fresh:
             raise UserError(
                 f"{what} {name} has no trained classifier ({(report.head_fresh or report.fresh)[0]} is not in it); "
                 "fine-tune it first with `bert-emd finetune`"
             )
         self.fine(
-            f"{what}: all {report.loaded} tensors loaded"
+            f"{what}: {'' if report.fresh else 'all '}{report.loaded} tensors loaded"
             + (f", {len(report.ignored)} ignored" if report.ignored else "")
+            + (f", fresh: {', '.join(report.fresh)}" if report.fresh else "")
         )
 
     def labels(self, names: tuple[str, ...] | None, assumed: bool) -> None:

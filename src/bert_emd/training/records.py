@@ -16,9 +16,20 @@ from rich.table import Table
 
 from bert_emd.data import Examples, trivial_score
 from bert_emd.training.config import RunConfig
+from bert_emd.training.inputs import RunData
 from bert_emd.training.resolve import with_sources_from_defaults
 
-__all__ = ["render_table", "retention", "run_record", "trivial_of"]
+__all__ = [
+    "head_of",
+    "main_of",
+    "per_split",
+    "render_table",
+    "retention",
+    "run_record",
+    "score_rows",
+    "selection_note",
+    "trivial_of",
+]
 
 _PACKAGES = ("bert-emd", "torch", "transformers", "accelerate", "datasets", "POT", "numpy", "scikit-learn", "scipy")
 
@@ -67,12 +78,63 @@ def trivial_of(train: Examples, reported: Examples) -> dict[str, float]:
     return trivial_score(reported.task, known, reported.labels)
 
 
+def head_of(data: RunData) -> dict[str, Any]:
+    """The first fields of metrics.json."""
+    return {
+        "task": data.validation.task.name,
+        "metric": data.validation.task.main_metric,
+        "selected_on": data.selected_on,
+        "reported_on": data.reported_on,
+        "optimistic": data.optimistic,
+        "rows": {"train": len(data.train), **{name: len(rows) for name, rows in data.reported.items()}},
+    }
+
+
+def per_split(data: RunData, score: Any) -> dict[str, Any]:
+    """Scores of the one reported split, or by split where there are two (MNLI)."""
+    found = {name: score(rows) for name, rows in data.reported.items()}
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def main_of(scores: dict[str, Any], metric: str) -> float:
+    """The main metric, of the first split where there are two."""
+    return float(scores[metric] if metric in scores else next(iter(scores.values()))[metric])
+
+
 def retention(student: float, teacher: float, trivial: float) -> dict[str, float | None]:
     """What the student keeps: s/t, and (s - t0)/(t - t0); null where the teacher is not above zero or t0."""
     return {
         "retention": student / teacher if teacher > 0 else None,
         "retention_above_trivial": (student - trivial) / (teacher - trivial) if teacher > trivial else None,
     }
+
+
+def score_rows(metrics: Mapping[str, Any], data: RunData, models: Mapping[str, str]) -> list[list[str]]:
+    """The rows of a final table, one a model and reported split: a name, the task's metrics.
+
+    Args:
+        metrics: what metrics.json holds.
+        data: the run's data.
+        models: from a field of metrics.json to the name it is shown under.
+    """
+    several = len(data.reported) > 1
+    return [
+        [
+            f"{shown}, {split}" if several else shown,
+            *(f"{(metrics[key][split] if several else metrics[key])[m]:.4f}" for m in data.validation.task.metrics),
+        ]
+        for key, shown in models.items()
+        for split in data.reported
+    ]
+
+
+def selection_note(metrics: Mapping[str, Any]) -> str:
+    """Which rows chose the checkpoint and which the scores are of."""
+    return (
+        f"Checkpoint chosen on {metrics['selected_on']} (step {metrics['best_step']} of {metrics['last_step']}), "
+        f"scores on {metrics['reported_on']}"
+        + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else "")
+    )
 
 
 def render_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
