@@ -245,14 +245,14 @@ class TestEmd:
             np.testing.assert_array_equal(weights, before[name])
 
     def test_a_student_that_equals_its_teacher(self) -> None:
-        """Every cost on the diagonal is zero: the loss is zero, and so is the gradient, and nothing is NaN."""
+        """Every cost on the diagonal is zero: the loss is zero, the gradient too up to rounding, nothing is NaN."""
         mapping = build_mapping("emd", options(4, 4))
         for _ in range(3):
             student = with_gradient(features(4, 5))
             loss = total(mapping(student, features(4, 5), MASK))
             loss.backward()
             assert loss.item() == 0
-            assert all((t.grad == 0).all() for group in ("hidden", "attention") for t in tensors(student)[group])
+            assert all(t.grad.abs().max() < 1e-12 for group in ("hidden", "attention") for t in tensors(student)[group])
             for weights in weights_of(mapping).values():
                 np.testing.assert_allclose(weights, 1 / 4, rtol=1e-12)
 

@@ -1,0 +1,101 @@
+"""Sums of squared differences between all rows of two matrices: fast where that is exact, exact everywhere.
+
+Legend: M student rows, N teacher rows, K elements of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["on_cpu", "pair_sums", "result_dtype", "too_close", "working_dtype"]
+
+# float32 products over this many elements keep their digits; the chunks are added up in float64.
+_CHUNK = 1024
+# (s - t)² = s² + t² - 2st loses digits where the left side is small against the right: below this ratio the
+# differences themselves are taken.
+_TOO_CLOSE = 0.1
+# With fewer elements than this the rounding of float32 does not average out, and float64 costs nothing.
+_SMALL = 1 << 18
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether looking at a value costs nothing; elsewhere it means to wait for the device."""
+    return tensor.device.type == "cpu"
+
+
+def working_dtype(tensors: Sequence[Tensor], elements: int) -> torch.dtype:
+    """float64 for float64 input and for small tensors (elements of one layer), else float32."""
+    return torch.float64 if result_dtype(tensors) == torch.float64 or elements < _SMALL else torch.float32
+
+
+def result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 for float64 input, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def pair_sums(student_MK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """Σ_k (s_ik - t_jk)², [M, N] float64.
+
+    On a CPU all pairs come from one product of matrices, and those that nearly agree are taken again by their
+    differences. Other devices take differences throughout: choosing would mean to wait for them.
+    """
+    m, n = len(student_MK), len(teacher_NK)
+    if not on_cpu(student_MK):
+        return _by_distance(student_MK, teacher_NK)
+    if student_MK.dtype == torch.float64 or m * n <= m + n:
+        pairs = [(i, j) for i in range(m) for j in range(n)]
+        total_MN = student_MK.new_empty(m, n, dtype=torch.float64)
+    else:
+        norms_M, norms_N, total_MN = _by_product(student_MK, teacher_NK)
+        pairs = too_close(total_MN, norms_M, norms_N)
+    difference = torch.empty_like(student_MK[0])
+    for i, j in pairs:
+        torch.sub(student_MK[i], teacher_NK[j], out=difference)
+        # `sum` adds pairwise; a norm or a dot product adds in sequence and loses digits on long rows.
+        total_MN[i, j] = difference.square_().sum()
+    return total_MN
+
+
+def too_close(total_MN: Tensor, norms_M: Tensor, norms_N: Tensor, ratio: float = _TOO_CLOSE) -> list[tuple[int, int]]:
+    """The pairs whose difference is small against their norms (also any that is not finite)."""
+    fine_MN = total_MN >= ratio * (norms_M[:, None] + norms_N)
+    return [(int(i), int(j)) for i, j in (~fine_MN).nonzero().tolist()]
+
+
+def _by_product(student_MK: Tensor, teacher_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared norms of both sides and |s|² + |t|² - 2 s·t."""
+    m, n, k = len(student_MK), len(teacher_NK), student_MK.shape[1]
+    norms = [student_MK.new_zeros(rows, dtype=torch.float64) for rows in (m, n)]
+    cross_MN = student_MK.new_zeros(m, n, dtype=torch.float64)
+    whole = k - k % _CHUNK
+    for start, stop, width in ((0, whole, _CHUNK), (whole, k, k - whole)):
+        if stop == start:
+            continue
+        # [P, M, width] and [P, N, width]: views, no copies.
+        s, t = (_chunks(x, start, stop, width) for x in (student_MK, teacher_NK))
+        cross_MN += torch.bmm(s, t.transpose(1, 2)).sum(0, dtype=torch.float64)
+        for norm, x in zip(norms, (s, t), strict=True):
+            norm += torch.linalg.vector_norm(x, dim=2).double().square_().sum(0)
+    return norms[0], norms[1], norms[0][:, None] + norms[1] - 2 * cross_MN
+
+
+def _by_distance(student_MK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """Euclidean distances of chunks, differences taken inside the kernel."""
+    k = student_MK.shape[1]
+    chunk = 4 * _CHUNK
+    whole = k - k % chunk
+    total_MN = student_MK.new_zeros(len(student_MK), len(teacher_NK), dtype=torch.float64)
+    for start, stop, width in ((0, whole, chunk), (whole, k, k - whole)):
+        if stop == start:
+            continue
+        s, t = (_chunks(x, start, stop, width) for x in (student_MK, teacher_NK))
+        total_MN += torch.cdist(s, t, compute_mode="donot_use_mm_for_euclid_dist").double().square_().sum(0)
+    return total_MN
+
+
+def _chunks(rows_MK: Tensor, start: int, stop: int, width: int) -> Tensor:
+    """[P, M, width], a view."""
+    return rows_MK[:, start:stop].view(len(rows_MK), -1, width).transpose(0, 1)
