@@ -108,6 +108,15 @@ def _add(
     if bool in (kind, *get_args(kind)) or name == "resume_from_checkpoint":
         options |= {"nargs": "?", "const": "true"}
     also = f" (also {', '.join(f'--{alias}' for alias in aliases)})" if aliases else ""
+    if bool in (kind, *get_args(kind)):
+        group.add_argument(
+            f"--no_{name}",
+            dest=name,
+            action="store_const",
+            const="false",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
     group.add_argument(f"--{name}", help=(text + also).replace("%", "%%"), **options)
     for alias in aliases:
         group.add_argument(f"--{alias}", help=argparse.SUPPRESS, **options)

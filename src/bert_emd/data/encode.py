@@ -77,7 +77,10 @@ def _encode_chunk(
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """Pads rows of `encode` to one length and stacks them into tensors; the ``length`` column is left out."""
+    """Pads rows of `encode` to one length and stacks them into tensors.
+
+    The ``length`` column is left out; ``rows``, where there is one, stays a list: it never goes to a device.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     pad_to: int | None = None
@@ -89,7 +92,11 @@ class PaddingCollator:
         pad = DataCollatorWithPadding(
             self.tokenizer, padding="longest" if self.pad_to is None else "max_length", max_length=self.pad_to
         )
-        return dict(pad([{name: value for name, value in row.items() if name != "length"} for row in rows]))
+        aside = ("length", "rows")
+        batch = dict(pad([{name: value for name, value in row.items() if name not in aside} for row in rows]))
+        if rows and "rows" in rows[0]:
+            batch["rows"] = [int(row["rows"]) for row in rows]
+        return batch
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, pad_to: int | None = None) -> PaddingCollator:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -57,6 +58,13 @@ class Tap:
         self.model, self.needs = model, needs
         self._captured: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._undo: list[Callable[[], None]] = []
+        self._forward: Callable[..., Any] = model
+        # One object for all calls: a compiled model checks that it is still the same.
+        self._recorder = self._record
+
+    def compile(self) -> None:
+        """Run the model through `torch.compile`, queries and keys included."""
+        self._forward = torch.compile(self.model, dynamic=True)
 
     @property
     def note(self) -> str | None:
@@ -93,7 +101,7 @@ class Tap:
         self._captured = []
         try:
             with self._recording():
-                outputs = self.model(**inputs, output_hidden_states=self.needs.states or None)
+                outputs = self._forward(**inputs, output_hidden_states=self.needs.states or None)
             captured = self._captured
         finally:
             self._captured = []
@@ -120,7 +128,7 @@ class Tap:
         # The recorder is set for the forward only: evaluation and checkpoint recomputation must not capture anything.
         modules = [m for m in self.model.modules() if hasattr(m, _RECORDER)]
         for module in modules:
-            setattr(module, _RECORDER, self._record)
+            setattr(module, _RECORDER, self._recorder)
         try:
             yield
         finally:

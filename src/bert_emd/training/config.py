@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS, CostRule
+from bert_emd.training.host import has_bf16
 
 __all__ = [
     "STUDENT_SHAPE",
@@ -137,8 +138,9 @@ class RunConfig(DataConfig):
     eval_step: int | None = opt(None, "evaluate every so many steps (default: once an epoch)", group=TRAINING, aliases=("eval_steps",))
     early_stopping: int | None = opt(None, "stop after this many evaluations without a better score (default: never)", group=TRAINING)
     group_by_length: bool = opt(True, "put rows of like length into one batch, which saves padding", group=TRAINING)
-    bf16: bool = opt(False, "train under bfloat16 autocast; reported scores are float32 all the same", group=TRAINING)
+    bf16: bool | None = opt(None, "train under bfloat16 autocast; reported scores are float32 all the same (default: where the machine is faster with it)", group=TRAINING)
     fp16: bool = opt(False, "train under float16 autocast with loss scaling (GPU)", group=TRAINING)
+    torch_compile: bool = opt(False, "compile the models (torch.compile; needs a C++ compiler on a CPU)", group=TRAINING)
     seed: int = opt(42, "seeds the student's fresh weights, the order of the data and dropout", group=TRAINING)
     logging_steps: int = opt(50, "log the losses every so many steps", group=TRAINING)
     save_steps: int | None = opt(None, "write a checkpoint to resume from every so many steps (default: once an epoch)", group=TRAINING)
@@ -168,6 +170,8 @@ class RunConfig(DataConfig):
             )
         if self.bf16 and self.fp16:
             raise UserError("bf16 and fp16 exclude each other; keep one")
+        if self.bf16 is None:
+            object.__setattr__(self, "bf16", not self.fp16 and has_bf16(gpu=not self.no_cuda))
 
     def unused(self) -> dict[str, str]:
         """Fields that have no effect under the present values, each with the reason."""
@@ -251,6 +255,8 @@ class DistillConfig(RunConfig):
     update_weight: bool = opt(True, "false: the layer weights stay uniform (rule fixed)", group=METHOD)
     tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false", group=METHOD)
     pkd: bool = opt(False, "the PKD baseline: normalised [CLS] states, every M-th teacher layer", group=METHOD)
+    cache_teacher: bool = opt(False, "keep the teacher's outputs for these data on disk, in 16 bits: built in the first epoch, read in the later ones and by later runs", group=TRAINING)
+    teacher_cache_dir: str | None = opt(None, "where they are kept (default: teacher-outputs in cache_dir, or in ~/.cache/bert-emd)", group=TRAINING)
     aug_train: bool = opt(False, "train on the task's train_aug.tsv", group=DATA)
     do_eval: bool = opt(False, "only evaluate student_model on the validation data", group=TRAINING)
     do_predict: bool = opt(False, "only write student_model's predictions for the test data", group=TRAINING)
@@ -298,6 +304,8 @@ class DistillConfig(RunConfig):
             raise UserError(
                 f"one_step false trains the intermediate losses, but mapping {self.effective_mapping} has none"
             )
+        if self.cache_teacher and self.count_padding and self.effective_mapping not in ("kd", "none", "pkd"):
+            raise UserError("count_padding compares padding too, and cache_teacher keeps none; leave one of them out")
         if not self.one_step and not (self.use_att or self.use_rep or self.use_embedding):
             raise UserError("with use_att, use_rep and use_embedding all false, one_step false leaves nothing to learn")
 
@@ -354,8 +362,10 @@ class DistillConfig(RunConfig):
             found["use_emd"] = f"mapping is {mapping}"
         if not (self.use_att or self.use_rep):
             found["theta"] = "use_att and use_rep are false"
+        if not self.cache_teacher and self.teacher_cache_dir is not None:
+            found["teacher_cache_dir"] = "cache_teacher is false"
         if mapping == "none":
-            for name in ("alpha", "T", "reduce_T", "new_pred_loss"):
+            for name in ("cache_teacher", "teacher_cache_dir", "alpha", "T", "reduce_T", "new_pred_loss"):
                 found[name] = "there is no teacher in the loss"
         if mapping == "pkd":
             for name in ("use_att", "use_rep", "use_embedding", "count_padding"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from bert_emd.errors import UserError
 from bert_emd.method import Features, Mapping, Needs, hard_loss, prediction_loss
 from bert_emd.models import Tap
+from bert_emd.training.teacher_cache import TeacherCache
 
 __all__ = ["Distiller", "LossOptions"]
 
@@ -75,6 +77,7 @@ class Distiller(nn.Module):
                 self.projection = nn.ModuleList(_projection(narrow, wide) for _ in range(count))
         self.student_tap = Tap(student, needs)
         self.teacher_tap = Tap(teacher, needs) if teacher is not None else None
+        self.cache: TeacherCache | None = None
         self.record: dict[str, Any] = {}
         self.sums: dict[str, Tensor] = {}
         self.batches = 0
@@ -126,8 +129,12 @@ class Distiller(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        rows: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a batch and the student's logits; in evaluation the hard loss, and no teacher is run."""
+        """The loss of a batch and the student's logits; in evaluation the hard loss, and no teacher is run.
+
+        ``rows`` says which examples of the data set these are, for the cache of the teacher's outputs.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
@@ -135,12 +142,10 @@ class Distiller(nn.Module):
             logits = self.student(**inputs).logits
             return {"logits": logits} if labels is None else {"loss": hard_loss(logits, labels), "logits": logits}
         if self.teacher_tap is None:
-            logits = self.student(**inputs).logits
+            logits = self.student_tap(**inputs)[0].logits
             return {"loss": self._noted(prediction=hard_loss(logits, labels)), "logits": logits}  # type: ignore[arg-type]
 
-        with torch.no_grad():
-            self.teacher_tap.model.to(input_ids.device)
-            teacher_outputs, teacher_features = self.teacher_tap(**inputs)
+        teacher_logits, teacher_features = self._teach(inputs, rows)
         outputs, features = self.student_tap(**inputs)
         opt = self.options
         loss: Tensor = outputs.logits.new_zeros((), dtype=torch.float32)
@@ -154,7 +159,7 @@ class Distiller(nn.Module):
         if opt.one_step:
             prediction = prediction_loss(
                 outputs.logits,
-                teacher_outputs.logits,
+                teacher_logits,
                 labels,
                 alpha=opt.alpha,
                 temperature=opt.temperature,
@@ -163,6 +168,26 @@ class Distiller(nn.Module):
             )
             loss = loss + self._noted(prediction=prediction)
         return {"loss": loss, "logits": outputs.logits}
+
+    def _teach(self, inputs: dict[str, Any], rows: Sequence[int] | None) -> tuple[Tensor, Features]:
+        """The teacher's logits and features, from the cache where it has them all."""
+        assert self.teacher_tap is not None
+        mask = inputs["attention_mask"]
+        cache = self.cache if rows is not None else None
+        if cache is not None and cache.has(rows or ()):
+            return cache.load(rows or (), mask)
+        with torch.no_grad():
+            self.teacher_tap.model.to(inputs["input_ids"].device)
+            outputs, features = self.teacher_tap(**inputs)
+        if cache is not None:
+            cache.store(rows or (), mask, outputs.logits, features)
+        return outputs.logits, features
+
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Compile both models; the mapping around them stays as it is."""
+        self.student_tap.compile()
+        if self.teacher_tap is not None:
+            self.teacher_tap.compile()
 
     def _intermediate(self, student: Features, teacher: Features, mask: Tensor | None) -> Tensor:
         assert self.mapping is not None

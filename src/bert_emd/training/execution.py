@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.data import Examples, encode, score
@@ -30,7 +31,9 @@ def encode_for(
     validation_rows, _ = encode(data.validation, tokenizer, config.max_seq_length)
     if data.train.dropped:
         _LOG.warning("%s: %d rows with too few columns left out", data.train.source, data.train.dropped)
-    return train_rows, validation_rows
+    # Evaluation takes them in this order: batches of like length, with little padding.
+    by_length = np.argsort(np.asarray(validation_rows["length"]), kind="stable")
+    return train_rows, validation_rows.select(by_length)
 
 
 def metric_function(validation: Examples) -> Any:

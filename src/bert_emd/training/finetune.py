@@ -139,6 +139,8 @@ def finetune(
             optimizer_cls_and_kwargs=optimizer_choice(config),
             early_stopping=config.early_stopping,
         )
+    if config.torch_compile:
+        classifier.compile(dynamic=True)
     if config.eval_all_checkpoints:
         trainer.args.save_total_limit = None
     open_output_dir(folder, resume=resume is not None)

@@ -92,7 +92,10 @@ def resolve(
 
 def with_sources_from_defaults(config: DataConfig) -> dict[str, str]:
     """Return the sources of a configuration made in Python: ``python`` where a field differs from its default."""
-    return {f.name: DEFAULT if getattr(config, f.name) == _default(f) else "python" for f in dataclasses.fields(config)}
+    # Some defaults are seen from the machine.
+    default = type(config)()
+    same = {f.name: getattr(config, f.name) == getattr(default, f.name) for f in dataclasses.fields(config)}
+    return {name: DEFAULT if unchanged else "python" for name, unchanged in same.items()}
 
 
 def spellings(cls: type[DataConfig]) -> dict[str, str]:
@@ -164,7 +167,3 @@ def _preset(cls: type[DataConfig], preset: str, user: Mapping[str, Any]) -> tupl
         raise UserError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}")
     depth = student_depth(user) if issubclass(cls, DistillConfig) else None
     return paper_preset(cls, user.get("task_name"), depth)
-
-
-def _default(f: dataclasses.Field[Any]) -> Any:
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default

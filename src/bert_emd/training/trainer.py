@@ -29,7 +29,9 @@ from bert_emd.method import build_mapping
 from bert_emd.method.mappings import Mapping, MappingOptions
 from bert_emd.training.config import DistillConfig
 from bert_emd.training.distiller import Distiller, LossOptions
+from bert_emd.training.host import keep_freed_memory
 from bert_emd.training.outputs import complete_checkpoints, write_json
+from bert_emd.training.teacher_cache import default_directory, open_cache
 
 __all__ = ["BestKeeper", "DistillTrainer", "EncoderTrainer", "best_checkpoint"]
 
@@ -50,6 +52,12 @@ class EncoderTrainer(Trainer):
             self.add_callback(BestKeeper(self))
         if early_stopping is not None:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the engine does it, with memory kept between steps on a CPU."""
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        return super().train(*args, **kwargs)
 
     @property
     def product(self) -> PreTrainedModel:
@@ -229,8 +237,25 @@ class DistillTrainer(EncoderTrainer):
         )
         self.history: list[dict[str, Any]] = []
         self._warned_of_weight = False
+        caching = config.cache_teacher and teacher is not None
+        if caching:
+            rows = kwargs["train_dataset"]
+            kwargs["train_dataset"] = rows.add_column("rows", list(range(len(rows))))
         super().__init__(model=distiller, **kwargs)
         self.add_callback(_EpochTeller(distiller))
+        if caching:
+            self._open_cache(config)
+        if config.torch_compile:
+            distiller.compile()
+
+    def _open_cache(self, config: DistillConfig) -> None:
+        precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+        directory = Path(config.teacher_cache_dir) if config.teacher_cache_dir else default_directory(config.cache_dir)
+        tap, dataset = self.distiller.teacher_tap, self.train_dataset
+        assert tap is not None
+        # Of several processes the first makes it, the others find it.
+        with self.args.main_process_first(desc="teacher's outputs"):
+            self.distiller.cache = open_cache(directory, tap, dataset, self.data_collator([dataset[0]]), precision)
 
     @property
     def distiller(self) -> Distiller:
@@ -249,6 +274,8 @@ class DistillTrainer(EncoderTrainer):
             output = super().train(*args, **kwargs)
         finally:
             self.distiller.detach()
+            if self.distiller.cache is not None:
+                self.distiller.cache.close()
         self._remember()
         return output
 

@@ -22,7 +22,7 @@ OURS: Mapping[str, str] = MappingProxyType({
         "output_dir", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "weight_decay",
         "adam_epsilon", "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "logging_steps", "save_steps",
         "seed", "label_names", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank",
-        "overwrite_output_dir", "group_by_length",
+        "overwrite_output_dir", "group_by_length", "torch_compile",
     )
 } | {
     "per_device_train_batch_size": "train_batch_size",
@@ -88,7 +88,7 @@ _BEST = "the best student by the task's main metric is always kept"
 _UPLOAD = "upload the finished folder with `hf upload`"
 _SHARDED = "a student and its teacher fit on one GPU; use torchrun to train on several"
 _FLOAT32 = "reported scores are float32; use bf16 or fp16 for training alone"
-_COMPILE = "compilation is not yet supported together with the tap on queries and keys"
+_COMPILE = "torch_compile uses torch.compile's own defaults"
 _OPTIM = "use optimizer: adamw or bert_adam"
 _WHOLE = "scores need the predictions of the whole split"
 _LIGER = "its kernels go around the attention that is matched"
@@ -98,7 +98,7 @@ REFUSED: Mapping[str, str] = MappingProxyType({
     "optim": _OPTIM, "optim_args": _OPTIM, "optim_target_modules": _OPTIM,
     "average_tokens_across_devices": "losses are means over rows, not over generated tokens",
     "bf16_full_eval": _FLOAT32, "fp16_full_eval": _FLOAT32,
-    "torch_compile": _COMPILE, "torch_compile_backend": _COMPILE, "torch_compile_mode": _COMPILE,
+    "torch_compile_backend": _COMPILE, "torch_compile_mode": _COMPILE,
     "use_liger_kernel": _LIGER, "liger_kernel_config": _LIGER,
     "use_cache": "an encoder has no cache of earlier tokens",
     "neftune_noise_alpha": "the noise would be matched with the teacher's embeddings",

@@ -6,13 +6,14 @@ import abc
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from bert_emd.method.cost_attention import CostRule
 from bert_emd.method.distances import hidden_distances
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
+from bert_emd.method.transfer import to_device
 
 __all__ = ["Mapping", "MappingLoss", "MappingOptions"]
 
@@ -77,22 +78,22 @@ class Mapping(nn.Module, abc.ABC):
             return None
         assert student.embedding is not None
         assert teacher.embedding is not None
-        cost = hidden_distances([student.embedding], [teacher.embedding], mask)[0, 0]
-        return cost * whole_batch_mean(cost, self.positions(student, mask)[0])[1]
+        cost = hidden_distances([student.embedding], [teacher.embedding], mask, look=False)[0, 0]
+        return cost * whole_batch_mean(cost, lambda: self.positions(student, mask))[1]
 
     @staticmethod
-    def positions(student: Features, mask: Tensor | None) -> tuple[int, int]:
-        """How many positions and how many query-key pairs the means of this batch run over."""
+    def positions(student: Features, mask: Tensor | None, *, pairs: bool = False) -> Tensor | int:
+        """How many positions, or query-key pairs, the means of this batch run over."""
         if mask is not None:
             lengths = mask.bool().sum(1)
-            return int(lengths.sum()), int(lengths.square().sum())
+            return lengths.square().sum() if pairs else lengths.sum()
         tensor = student.embedding
         if tensor is None:
             tensor = student.hidden[0] if student.hidden else student.attention[0][0]
         batch, length = tensor.shape[0], tensor.shape[-2]
-        return batch * length, batch * length**2
+        return batch * length ** (2 if pairs else 1)
 
 
-def weighted_sum(weights: Any, cost: Tensor) -> Tensor:
+def weighted_sum(weights: np.ndarray, cost: Tensor) -> Tensor:
     """Σ_ij F_ij D_ij with F a constant for the gradient."""
-    return (torch.as_tensor(weights, dtype=cost.dtype, device=cost.device) * cost).sum()
+    return (to_device(weights, cost) * cost).sum()

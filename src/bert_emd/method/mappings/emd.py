@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from bert_emd.method.distances import attention_distances, hidden_distances
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features
 from bert_emd.method.mappings.base import Mapping, MappingLoss, MappingOptions, weighted_sum
+from bert_emd.method.transfer import HostCopy
 from bert_emd.method.transport import transport_plan
 
 __all__ = ["EmdMapping"]
@@ -40,18 +42,22 @@ class EmdMapping(Mapping):
 
     def forward(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
         weights = self.cost_attention
+        costs: dict[str, tuple[Tensor, Tensor, Tensor | float]] = {}
+        for term, wanted, distances in (
+            ("attention", self.options.attention, attention_distances),
+            ("hidden", self.options.hidden, hidden_distances),
+        ):
+            if wanted:
+                cost_MN = distances(getattr(student, term), getattr(teacher, term), mask, look=False)
+                pairs = term == "attention"
+                costs[term] = (cost_MN, *whole_batch_mean(cost_MN, partial(self.positions, student, mask, pairs=pairs)))
+        travelling = HostCopy([whole for _, whole, _ in costs.values()]) if costs else None
+        # Queued before the host waits for the costs, so that the device has work while the plans are solved.
         loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))
         moved: dict[str, Any] = {}
-        positions, pairs = self.positions(student, mask) if self.options.hidden or self.options.attention else (0, 0)
-        for term, wanted, distances, count in (
-            ("attention", self.options.attention, attention_distances, pairs),
-            ("hidden", self.options.hidden, hidden_distances, positions),
+        for (term, (cost_MN, _, factor)), whole in zip(
+            costs.items(), travelling.wait() if travelling else (), strict=True
         ):
-            if not wanted:
-                continue
-            cost_MN: Tensor = distances(getattr(student, term), getattr(teacher, term), mask)
-            whole_MN, factor = whole_batch_mean(cost_MN, count)
-            whole = whole_MN.to("cpu", torch.float64).numpy()
             plan = transport_plan(whole, getattr(weights, f"{term}_student"), getattr(weights, f"{term}_teacher"))
             setattr(loss, term, weighted_sum(plan, cost_MN) * factor)
             moved |= {f"{term}_cost": whole, f"{term}_plan": plan}

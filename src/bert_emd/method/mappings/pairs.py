@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from bert_emd.method.distances import attention_distances, hidden_distances
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
 from bert_emd.method.mappings.base import Mapping, MappingLoss
+from bert_emd.method.transfer import HostCopy
 
 __all__ = ["PairMapping", "PkdMapping", "UniformMapping"]
 
@@ -29,18 +31,21 @@ class PairMapping(Mapping):
         loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))
         pairs = self.pairs()
         shape = (self.options.num_student, self.options.num_teacher)
-        for term, wanted, distances, unit in (
-            ("attention", self.options.attention, attention_distances, 1),
-            ("hidden", self.options.hidden, hidden_distances, 0),
+        found: dict[str, Tensor] = {}
+        for term, wanted, distances in (
+            ("attention", self.options.attention, attention_distances),
+            ("hidden", self.options.hidden, hidden_distances),
         ):
             if not wanted:
                 continue
             ours, theirs = getattr(student, term), getattr(teacher, term)
-            costs = torch.stack([distances([ours[i]], [theirs[j]], mask)[0, 0] for i, j in pairs])
-            whole, factor = whole_batch_mean(costs, self.positions(student, mask)[unit])
+            costs = torch.stack([distances([ours[i]], [theirs[j]], mask, look=False)[0, 0] for i, j in pairs])
+            count = partial(self.positions, student, mask, pairs=term == "attention")
+            found[term], factor = whole_batch_mean(costs, count)
             setattr(loss, term, costs.sum() * factor)
+        for term, values in zip(found, HostCopy(list(found.values())).wait() if found else (), strict=True):
             plan, cost = np.zeros(shape), np.full(shape, np.nan)
-            for (i, j), value in zip(pairs, whole.tolist(), strict=True):
+            for (i, j), value in zip(pairs, values, strict=True):
                 plan[i, j], cost[i, j] = 1.0, value
             loss.record[term] = {"cost": cost, "plan": plan}
         return loss
@@ -87,4 +92,4 @@ class PkdMapping(PairMapping):
         if not costs:
             raise ValueError("PKD leaves the last student layer unmatched, so it needs a student of 2 layers or more")
         mean = torch.stack(costs).mean()
-        return MappingLoss(hidden=mean * whole_batch_mean(mean, student.hidden[0].shape[0])[1])
+        return MappingLoss(hidden=mean * whole_batch_mean(mean, lambda: student.hidden[0].shape[0])[1])
