@@ -200,7 +200,8 @@ def _registered(base: str) -> str:
 def _scaled(query: Tensor, scaling: float | None) -> Tensor:
     """The query such that Q Kᵀ/√d is the model's own score also where its scale is not 1/√d."""
     usual = 1 / math.sqrt(query.shape[-1])
-    if scaling is None or math.isclose(scaling, usual, rel_tol=1e-6):
+    # Not math.isclose, which torch.compile cannot see through.
+    if scaling is None or abs(scaling - usual) <= 1e-6 * usual:
         return query
     return query * (scaling / usual)
 

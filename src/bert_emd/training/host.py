@@ -17,7 +17,7 @@ def has_bf16(*, gpu: bool) -> bool:
     """Whether bfloat16 products are faster than float32 here: done by the GPU, or by the CPU's own instructions."""
     if gpu and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = torch.cpu.get_capabilities()
+    found = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 
