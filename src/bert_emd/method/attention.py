@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.pair_sums import on_cpu, pair_sums, result_dtype, too_close, working_dtype
+from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype, too_close
 
 __all__ = ["AttentionDistances", "QueryKey"]
 
@@ -25,6 +25,10 @@ QueryKey = tuple[Tensor, Tensor]
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
 # The d x d products are sums of both signs, so they lose digits earlier than the scores do.
 _TOO_CLOSE_BY_PRODUCTS = 0.3
+_SHORTEST_FOR_PRODUCTS = 128
+# The rounding of float32 scores shows in a cost below this part of the norms, times the number of entries: over many
+# entries it averages out.
+_ROUNDED = 8.0
 
 
 class AttentionDistances(torch.autograd.Function):
@@ -40,13 +44,19 @@ class AttentionDistances(torch.autograd.Function):
         pieces = _Pieces(mask, layers, average)
         ctx.pieces, ctx.m = pieces, m
         total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=flat[0].device)
+        norms = torch.zeros(len(layers), dtype=torch.float64)
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
                 if pieces.products_win(piece, m):
                     total_MN += _by_products(pieces, layers, piece, m)
                 else:
                     scores = pieces.scores(layers, piece).flatten(1)
-                    total_MN += pair_sums(scores[:m], scores[m:])
+                    total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small)
+                    if pieces.small and pieces.on_cpu:
+                        norms += torch.linalg.vector_norm(scores, dim=1).double().square()
+            if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
+                for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
+                    total_MN[i, j] = _in_float64(mask, [layers[i], layers[m + j]], average)
         cost_MN: Tensor = total_MN / pieces.count
         return cost_MN.to(result_dtype(list(flat)))
 
@@ -72,6 +82,16 @@ class AttentionDistances(torch.autograd.Function):
                 else:
                     _backward_by_scores(pieces, student, teacher, weights_MN, sides, piece)
         return (None, None, None, *grads)
+
+
+def _in_float64(mask: Tensor | None, pair: Sequence[QueryKey], average: bool) -> Tensor:
+    """The sum for one pair of layers whose difference is near the rounding of float32 scores."""
+    pieces = _Pieces(mask, [(q.double(), k.double()) for q, k in pair], average)
+    total = torch.zeros((), dtype=torch.float64)
+    for piece in pieces:
+        one, other = pieces.scores(pieces.layers, piece)
+        total += (one - other).square_().sum()
+    return total
 
 
 def _backward_by_scores(
@@ -192,8 +212,12 @@ class _Pieces:
             elements = self.batch * self.length**2 * matrices
         self.count: Any = pairs * matrices
         """Over how many entries the mean runs."""
-        flat = [t for pair in layers for t in pair]
-        self.dtype = working_dtype(flat, elements)
+        self.elements, self.small = elements, is_small(elements)
+        self.layers = layers
+        self.dtype = result_dtype([t for pair in layers for t in pair])
+        if self.small and not self.on_cpu:
+            # Elsewhere one cannot look which costs are close to their rounding; small tensors are all float64.
+            self.dtype = torch.float64
         self._lengths = lengths.tolist() if self.on_cpu else []
         self._layers = len(layers)
         self._first = first
@@ -220,7 +244,7 @@ class _Pieces:
 
     def products_win(self, piece: _Piece, m: int) -> bool:
         """Whether d x d products cost less than scores: l > 2·S·T/(S + T), S and T all layers' widths together."""
-        if self.average or not self.on_cpu:
+        if self.average or not self.on_cpu or piece.length < _SHORTEST_FOR_PRODUCTS:
             return False
         student, teacher = sum(self._widths[:m]), sum(self._widths[m:])
         return piece.length > 2 * student * teacher / (student + teacher)

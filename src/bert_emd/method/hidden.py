@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.pair_sums import on_cpu, pair_sums, result_dtype, working_dtype
+from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype
 
 __all__ = ["HiddenDistances"]
 
@@ -30,7 +30,7 @@ class HiddenDistances(torch.autograd.Function):
         total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=layers[0].device)
         for piece in rows.pieces():
             stacked = rows.stack(layers, piece).flatten(1)
-            total_MN += pair_sums(stacked[:m], stacked[m:])
+            total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small)
         ctx.count = rows.count * layers[0].shape[-1]
         cost_MN: Tensor = total_MN / ctx.count
         return cost_MN.to(result_dtype(list(layers)))
@@ -86,7 +86,8 @@ class _Rows:
         elif mask is not None:
             self.dropped = ~mask.reshape(-1).bool()
             self.count = self.total - self.dropped.sum()
-        self.dtype = working_dtype(layers, self.total * self.width)
+        self.dtype = result_dtype(layers)
+        self.small = is_small(self.total * self.width)
         size = _PIECE["cpu" if self.on_cpu else "other"]
         self.step = max(1, size // (self.width * len(layers)))
         self._space = layers[0].new_empty(0, dtype=self.dtype)

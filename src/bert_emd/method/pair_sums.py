@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["on_cpu", "pair_sums", "result_dtype", "too_close", "working_dtype"]
+__all__ = ["is_small", "on_cpu", "pair_sums", "result_dtype", "too_close"]
 
 # float32 products over this many elements keep their digits; the chunks are added up in float64.
 _CHUNK = 1024
 # (s - t)² = s² + t² - 2st loses digits where the left side is small against the right: below this ratio the
 # differences themselves are taken.
 _TOO_CLOSE = 0.1
-# With fewer elements than this the rounding of float32 does not average out, and float64 costs nothing.
+# With fewer elements than this the rounding of products does not average out, and differences cost next to nothing.
 _SMALL = 1 << 18
 
 
@@ -26,9 +26,9 @@ def on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def working_dtype(tensors: Sequence[Tensor], elements: int) -> torch.dtype:
-    """float64 for float64 input and for small tensors (elements of one layer), else float32."""
-    return torch.float64 if result_dtype(tensors) == torch.float64 or elements < _SMALL else torch.float32
+def is_small(elements: int) -> bool:
+    """Whether one layer has so few elements that `pair_sums` should take differences only."""
+    return elements < _SMALL
 
 
 def result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -36,8 +36,8 @@ def result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def pair_sums(student_MK: Tensor, teacher_NK: Tensor) -> Tensor:
-    """Σ_k (s_ik - t_jk)², [M, N] float64.
+def pair_sums(student_MK: Tensor, teacher_NK: Tensor, *, small: bool = False) -> Tensor:
+    """Σ_k (s_ik - t_jk)², [M, N] float64; ``small`` where these are all there is, and not many.
 
     On a CPU all pairs come from one product of matrices, and those that nearly agree are taken again by their
     differences. Other devices take differences throughout: choosing would mean to wait for them.
@@ -45,7 +45,7 @@ def pair_sums(student_MK: Tensor, teacher_NK: Tensor) -> Tensor:
     m, n = len(student_MK), len(teacher_NK)
     if not on_cpu(student_MK):
         return _by_distance(student_MK, teacher_NK)
-    if student_MK.dtype == torch.float64 or m * n <= m + n:
+    if small or student_MK.dtype == torch.float64 or m * n <= m + n:
         pairs = [(i, j) for i in range(m) for j in range(n)]
         total_MN = student_MK.new_empty(m, n, dtype=torch.float64)
     else:

@@ -187,6 +187,10 @@ class TeacherCache:
             self._logits[row] = host_logits[i]
             self._done[row] = 1
 
+    def forget(self, rows: Sequence[int]) -> None:
+        """These examples are to be made anew."""
+        self._done[list(rows)] = 0
+
     def close(self) -> None:
         """Bring everything to the disk."""
         for array in (self._features, self._logits, self._done):

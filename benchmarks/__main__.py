@@ -1,0 +1,76 @@
+"""`python -m benchmarks [--quick] [--parts step,memory,epoch,solver,growth] [--out FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import epoch as epoch_part
+from benchmarks import growth as growth_part
+from benchmarks.harness import CASES, machine
+from benchmarks.report import markdown
+from benchmarks.solver import solver
+from benchmarks.step import memory, times
+
+PARTS = ("step", "memory", "epoch", "solver", "growth")
+
+
+def main() -> None:
+    """Run the parts, each saved as soon as it is done."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which of them, separated by commas")
+    parser.add_argument(
+        "--cases", default="minilm-3,base-4x312,base-6x768,base-4x312-long", help=f"of {', '.join(CASES)}"
+    )
+    parser.add_argument("--memory-cases", default="base-4x312,base-6x768,base-4x312-long,deep-12x24,deep-24x48")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns of each side")
+    parser.add_argument("--sample", type=int, default=6, help="batches of an epoch that are timed")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--data-dir", help="a GLUE folder with MRPC; without it lengths are drawn like MRPC's")
+    parser.add_argument("--encoder", help="the tokenizer for it")
+    parser.add_argument("--quick", action="store_true", help="small cases and few turns: does it run?")
+    parser.add_argument("--out", default="runs/bench")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    parts = args.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"no part {unknown[0]}; choose of {', '.join(PARTS)}")
+    cases = ["minilm-3"] if args.quick else args.cases.split(",")
+    repeats = 2 if args.quick else args.repeats
+    file = out / "results.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for part in parts:
+        print(part, file=sys.stderr, flush=True)
+        result: Any
+        if part == "step":
+            result = times(cases, repeats)
+        elif part == "memory":
+            result = memory(cases if args.quick else args.memory_cases.split(","))
+        elif part == "epoch":
+            real = args.data_dir is not None and args.encoder is not None
+            lengths = epoch_part.lengths_of(args.data_dir, args.encoder) if real else epoch_part.synthetic_lengths()
+            name = "minilm-3" if args.quick else "base-4x312"
+            result = epoch_part.epoch(name, lengths, 2 if args.quick else args.sample, 1 if args.quick else 3)
+            result["lengths"] = "real MRPC training rows" if real else "drawn like MRPC's"
+        elif part == "solver":
+            result = solver()
+        else:
+            result = growth_part.growth(repeats, quick=args.quick)
+            growth_part.plot(result, str(out / "growth.png"))
+        found[part] = {"machine": machine(args.threads), "result": result}
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out / "results.md").write_text(markdown(found), encoding="utf-8")
+    print(markdown(found))
+    print(f"saved in {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""(2) An epoch on the lengths of real texts: the reference's way, a first epoch of ours, and the later ones."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import CASES, Case, batch_of, build, interleaved
+from benchmarks.sides import distiller_of, reference
+from bert_emd.method import Needs
+from bert_emd.models import Tap
+from bert_emd.training.host import keep_freed_memory
+from bert_emd.training.teacher_cache import TeacherCache, blocks_of
+
+__all__ = ["epoch", "lengths_of", "synthetic_lengths"]
+
+
+def lengths_of(data_dir: str, encoder: str) -> list[int]:
+    """Tokens of every training row of a GLUE task's folder."""
+    from transformers import AutoTokenizer
+
+    from bert_emd.data import encode, find_task, load_glue
+
+    rows, _ = encode(load_glue(find_task("MRPC"), "train", data_dir), AutoTokenizer.from_pretrained(encoder), 128)
+    return [int(n) for n in rows["length"]]
+
+
+def synthetic_lengths(rows: int = 3668) -> list[int]:
+    """As many rows as MRPC has, of about its lengths (mean 53, standard deviation 13)."""
+    chance = np.random.default_rng(1)
+    return [int(n) for n in np.clip(np.rint(chance.normal(53, 13, rows)), 16, 103)]
+
+
+def _batches(lengths: Sequence[int], size: int, *, grouped: bool) -> list[list[int]]:
+    """Row numbers by batch, shuffled; grouped: within fifty batches of shuffled rows by length, as the engine does."""
+    order = list(range(len(lengths)))
+    random.Random(1).shuffle(order)
+    if grouped:
+        big = size * 50
+        order = [i for s in range(0, len(order), big) for i in sorted(order[s : s + big], key=lambda i: -lengths[i])]
+    return [order[s : s + size] for s in range(0, len(order), size)]
+
+
+def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str, Any]:
+    """Seconds an epoch of each way, from a sample of its batches, evenly spaced over the epoch.
+
+    The reference: float32, every batch padded to 128, the last incomplete batch dropped. Ours: bf16 where the machine
+    has it, batches of like length padded to their longest; the first epoch writes the teacher's outputs, later ones
+    read them. Every way ends its step with AdamW.
+    """
+    case = CASES[name]
+    random_order = [b for b in _batches(lengths, case.batch, grouped=False) if len(b) == case.batch]
+    grouped = _batches(lengths, case.batch, grouped=True)
+    ways: dict[str, list[list[int]]] = {"reference": random_order, "first epoch": grouped, "later epochs": grouped}
+    chosen = {way: [b[int(i)] for i in np.linspace(0, len(b) - 1, sample)] for way, b in ways.items()}
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        steps = _steps(case, lengths, chosen, Path(folder))
+        turn = dict.fromkeys(ways, 0)
+
+        def one(way: str) -> None:
+            steps[way](chosen[way][turn[way] % sample])
+            turn[way] += 1
+
+        seconds = interleaved({way: partial(one, way) for way in ways}, sample * repeats, warm_up=sample)
+    found = {}
+    for way, batches in ways.items():
+        passes = np.array(seconds[way]).reshape(repeats, sample).sum(1) * len(batches) / sample
+        found[way] = {"median": float(np.median(passes)), "min": float(passes.min()), "max": float(passes.max())}
+    return {
+        "case": case.name,
+        "rows": len(lengths),
+        "mean tokens": float(np.mean(lengths)),
+        "batches timed": sample,
+        "batches an epoch": {way: len(b) for way, b in ways.items()},
+        "seconds an epoch": found,
+        "times the reference": {
+            w: found["reference"]["median"] / v["median"] for w, v in found.items() if w != "reference"
+        },
+    }
+
+
+def _steps(case: Case, lengths: list[int], chosen: dict[str, list[list[int]]], folder: Path) -> dict[str, Any]:
+    from bert_emd.training.host import has_bf16
+
+    def optimised(modules: list[Any], step: Any) -> Any:
+        optimizer = torch.optim.AdamW([p for m in modules for p in m.parameters() if p.requires_grad], lr=1e-5)
+
+        def run(rows: list[int]) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            step(rows)
+            optimizer.step()
+
+        return run
+
+    teacher, student = build(case)
+    plain = reference(teacher, student)
+
+    def padded(rows: list[int]) -> None:
+        batch = batch_of(case, [*(min(lengths[i], case.length) for i in rows), case.length])
+        plain({name: tensor[:-1] for name, tensor in batch.items()})
+
+    steps = {"reference": optimised([student], padded)}
+    for way in ("first epoch", "later epochs"):
+        teacher, student = build(case)
+        distiller = distiller_of(teacher, student)
+        with torch.no_grad(), Tap(build(case)[0], Needs(embedding=True, hidden=True, attention=True)) as tap:
+            outputs, features = tap(**batch_of(case, [8]))
+        timed = sorted({i for b in chosen[way] for i in b})
+        place = {row: k for k, row in enumerate(timed)}
+        cache = TeacherCache(folder / way.replace(" ", "-"), {"way": way}, [lengths[i] for i in timed],
+                             blocks_of(features), outputs.logits.shape[1])  # fmt: skip
+        distiller.cache = cache
+
+        def step(
+            rows: list[int], *, way: str = way, distiller: Any = distiller, cache: Any = cache, place: Any = place
+        ) -> None:
+            places = [place[i] for i in rows]
+            if way == "first epoch":
+                cache.forget(places)
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(gpu=False)):
+                loss = distiller(**batch_of(case, [lengths[i] for i in rows]), rows=places)["loss"]
+            loss.backward()
+
+        steps[way] = optimised([distiller], step)
+    return steps

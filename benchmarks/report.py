@@ -1,0 +1,88 @@
+"""The results as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["markdown"]
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """One section a part, each with the machine it ran on."""
+    writers = {"step": _step, "memory": _memory, "epoch": _epoch, "solver": _solver, "growth": _growth}
+    sections = []
+    for part, write in writers.items():
+        if part in found:
+            m = found[part]["machine"]
+            where = (f"{m['processor']}, {m['threads']} threads of {m['cores']} cores, torch {m['torch']}, "
+                     f"large float32 products {m['matrix_product_gflops']} GFLOP/s")  # fmt: skip
+            sections.append(f"{write(found[part]['result'])}\n\n{where}\n")
+    return "\n".join(sections)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _spread(value: dict[str, float], scale: float = 1.0, digits: int = 2) -> str:
+    median, low, high = (f"{scale * value[name]:.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
+
+
+def _step(result: list[dict[str, Any]]) -> str:
+    sides = list(result[0]["seconds"])
+    rows = []
+    for entry in result:
+        over = entry["over the lower bound"]
+        rows.append([entry["case"]["name"], *(_spread(entry["seconds"][side]) for side in sides),
+                     *(f"{over[side]:.3f}" for side in ("bert-emd", "bert-emd, bf16", "reference"))])  # fmt: skip
+    header = [
+        "teacher to student",
+        *(f"{side} [s]" for side in sides),
+        "bert-emd over bound",
+        "in bf16",
+        "reference over bound",
+    ]
+    return "## A step: median seconds (smallest to largest)\n\n" + _table(header, rows)
+
+
+def _memory(result: list[dict[str, Any]]) -> str:
+    rows = []
+    for entry in result:
+        size = {name: f"{value / 2**20:.0f}" for name, value in entry["bytes"].items()}
+        over = entry["over lower bound plus tapped"]
+        rows.append([entry["case"]["name"], size["lower bound"], size["tapped teacher tensors"], size["bert-emd"],
+                     size["reference"], f"{over['bert-emd']:.2f}", f"{over['reference']:.2f}"])  # fmt: skip
+    header = ["teacher to student", "lower bound", "tapped tensors", "bert-emd", "reference",
+              "bert-emd / (bound + tapped)", "reference / (bound + tapped)"]  # fmt: skip
+    return "## Peak memory above the loaded models [MiB]\n\n" + _table(header, rows)
+
+
+def _epoch(result: dict[str, Any]) -> str:
+    times = result["times the reference"]
+    rows = [
+        [way, str(result["batches an epoch"][way]), _spread(value, digits=1), f"{times.get(way, 1):.1f}"]
+        for way, value in result["seconds an epoch"].items()
+    ]
+    head = (f"## An epoch: {result['case']}, {result['rows']} rows, {result['mean tokens']:.0f} tokens on average "
+            f"({result['lengths']}); {result['batches timed']} batches of each timed and scaled up")  # fmt: skip
+    return head + "\n\n" + _table(["", "batches", "seconds", "times as fast"], rows)
+
+
+def _solver(result: list[dict[str, Any]]) -> str:
+    rows = [[entry["layers"], *(_spread(entry["microseconds"][side], digits=0) for side in ("bert-emd", "padded")),
+             f"{entry['largest relative difference in cost']:.0e}"] for entry in result]  # fmt: skip
+    return "## The plan: median microseconds\n\n" + _table(
+        ["layers", "bert-emd", "padded problem", "largest difference in cost"], rows
+    )
+
+
+def _growth(result: dict[str, list[dict[str, Any]]]) -> str:
+    rows = [[name, f"B {p['B']}, L {p['L']}, {p['M']} x {p['N']}",
+             *(_spread(p["seconds"][side], 1e3, 0) for side in ("bert-emd", "plain loops")),
+             f"{p['seconds']['plain loops']['median'] / p['seconds']['bert-emd']['median']:.1f}"]
+            for name, points in result.items() for p in points]  # fmt: skip
+    return "## Distances, forward and backward: median milliseconds (growth.png)\n\n" + _table(
+        ["growing", "size", "bert-emd", "plain loops", "times as fast"], rows
+    )

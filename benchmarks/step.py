@@ -1,0 +1,58 @@
+"""(1) A step's time and peak memory against the two models alone and against the reference method."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.harness import CASES, as_dict, batch_of, build, interleaved, peak_of, summary
+from benchmarks.sides import SIDES
+
+__all__ = ["memory", "times"]
+
+
+def times(names: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Seconds a step of every side, interleaved, and ratios to the lower bound of the same precision."""
+    found = []
+    for name in names:
+        case = CASES[name]
+        batch = batch_of(case)
+        # Every side has models of its own: what one does to them (attention, tapping) must not reach the others.
+        sides = {side: make(*build(case)) for side, make in SIDES.items()}
+        seconds = interleaved({side: partial(step, batch) for side, step in sides.items()}, repeats)
+        rows = {side: summary(values) for side, values in seconds.items()}
+        base, base16 = rows["lower bound"]["median"], rows["lower bound, bf16"]["median"]
+        found.append(
+            {
+                "case": as_dict(case),
+                "seconds": rows,
+                "over the lower bound": {
+                    "bert-emd": rows["bert-emd"]["median"] / base,
+                    "bert-emd, bf16": rows["bert-emd, bf16"]["median"] / base16,
+                    "reference": rows["reference"]["median"] / base,
+                },
+            }
+        )
+    return found
+
+
+def memory(names: list[str], sides: tuple[str, ...] = ("lower bound", "bert-emd", "reference")) -> list[dict[str, Any]]:
+    """Peak bytes above the loaded models, each side in a process of its own, beside what the tapped tensors need."""
+    found = []
+    for name in names:
+        case = CASES[name]
+        layers, width, _, _ = case.teacher
+        # Hidden states, queries and keys of all layers and the embeddings, float32.
+        tapped = (3 * layers + 1) * case.batch * case.length * width * 4
+        peaks = {side: peak_of(name, side, torch.get_num_threads()) for side in sides}
+        floor = peaks["lower bound"] + tapped
+        found.append(
+            {
+                "case": as_dict(case),
+                "bytes": peaks | {"tapped teacher tensors": tapped},
+                "over lower bound plus tapped": {s: peaks[s] / floor for s in sides if s != "lower bound"},
+            }
+        )
+    return found
