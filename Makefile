@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-slow quality style clean
+.PHONY: quickstart test test-slow bench quality style clean
 
 quickstart: $(VENV)/.installed  ## a teacher, a student with half its layers, and what it won (about 4 minutes after installation)
 	$(BIN)/bert-emd quickstart
@@ -14,6 +14,9 @@ test: $(VENV)/.installed-dev  ## the test suite (about 2 minutes on two cores)
 
 test-slow: $(VENV)/.installed-dev  ## the checks that take minutes each
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed  ## speed against the two models alone and the reference method (about half an hour; ARGS=--quick: 3 minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 quality: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

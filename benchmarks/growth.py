@@ -46,7 +46,7 @@ def _point(batch: int, length: int, m: int, n: int, repeats: int) -> dict[str, A
     for turn in range(repeats + 1):
         for name, distances in sides.items():
             start = time.perf_counter()
-            distances(student, teacher, s_hidden, t_hidden).backward()
+            distances(student, teacher, s_hidden, t_hidden).backward()  # type: ignore[no-untyped-call]
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {"B": batch, "L": length, "M": m, "N": n, "seconds": {k: summary(v) for k, v in seconds.items()}}

@@ -63,7 +63,7 @@ CASES = {
 
 def build(case: Case, *, seed: int = 1) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Teacher and student with random weights: speed does not depend on what they know."""
-    made = []
+    made: list[PreTrainedModel] = []
     for layers, width, heads, inner in (case.teacher, case.student):
         config = AutoConfig.for_model(
             "bert", num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=inner,
@@ -150,7 +150,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    ask: Any = getattr(torch.cpu, "get_capabilities", dict)
+    capabilities = ask()
     extra = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)]
     return " ".join([str(capabilities.get("cpu_name") or platform.processor() or platform.machine()), *extra])
 

@@ -53,17 +53,18 @@ class ReferenceMethod:
         # Padded keys count as zero on both sides.
         keep = batch["attention_mask"][:, None, None, :].to(scores[0].dtype)
         scores, teacher_scores = [s * keep for s in scores], [s * keep for s in teacher_scores]
-        states = [self.fit_dense(s) for s in states]
+        projected = [self.fit_dense(s) for s in states]
         att, att_plan, att_cost = self._mapped(scores, teacher_scores, self.weights[0], self.weights[1])
-        rep, rep_plan, rep_cost = self._mapped(states[1:], teacher_states[1:], self.weights[2], self.weights[3])
+        rep, rep_plan, rep_cost = self._mapped(projected[1:], teacher_states[1:], self.weights[2], self.weights[3])
         self._update(att_plan, att_cost, rep_plan, rep_cost)
         soft = -(F.softmax(teacher_logits, -1) * F.log_softmax(logits, -1)).mean()
-        return att + rep + self.mse(states[0], teacher_states[0]) + soft
+        total: Tensor = att + rep + self.mse(projected[0], teacher_states[0]) + soft
+        return total
 
     def _run(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
         kept: list[Tensor] = []
         for module in model.modules():
-            module._benchmark_scores = kept  # type: ignore[assignment]
+            module._benchmark_scores = kept
         outputs = model(**batch, output_hidden_states=True)
         return outputs.logits, kept, outputs.hidden_states
 
@@ -90,4 +91,5 @@ class ReferenceMethod:
     @staticmethod
     def _ratio(costs: np.ndarray) -> np.ndarray:
         inverse: np.ndarray = 1 / np.maximum(costs, 1e-6 * costs.max())
-        return inverse / inverse.sum()
+        weights: np.ndarray = inverse / inverse.sum()
+        return weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["markdown"]
@@ -10,7 +10,13 @@ __all__ = ["markdown"]
 
 def markdown(found: dict[str, Any]) -> str:
     """One section a part, each with the machine it ran on."""
-    writers = {"step": _step, "memory": _memory, "epoch": _epoch, "solver": _solver, "growth": _growth}
+    writers: dict[str, Callable[[Any], str]] = {
+        "step": _step,
+        "memory": _memory,
+        "epoch": _epoch,
+        "solver": _solver,
+        "growth": _growth,
+    }
     sections = []
     for part, write in writers.items():
         if part in found:

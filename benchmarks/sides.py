@@ -28,7 +28,7 @@ def lower_bound(teacher: PreTrainedModel, student: PreTrainedModel, *, bf16: boo
             with torch.no_grad():
                 target = teacher(**batch).logits
             logits = student(**batch).logits
-        (-(F.softmax(target.float(), -1) * F.log_softmax(logits.float(), -1)).mean()).backward()
+        (-(F.softmax(target.float(), -1) * F.log_softmax(logits.float(), -1)).mean()).backward()  # type: ignore[no-untyped-call]
 
     return step
 
@@ -61,7 +61,7 @@ def reference(teacher: PreTrainedModel, student: PreTrainedModel) -> Step:
     def step(batch: dict[str, Tensor]) -> None:
         student.zero_grad(set_to_none=True)
         method.fit_dense.zero_grad(set_to_none=True)
-        method.loss(batch).backward()
+        method.loss(batch).backward()  # type: ignore[no-untyped-call]
 
     return step
 

@@ -64,7 +64,14 @@ class Tap:
 
     def compile(self) -> None:
         """Run the model through `torch.compile`, queries and keys included."""
-        self._forward = torch.compile(self.model, dynamic=True)
+        compiled = torch.compile(self.model, dynamic=True)
+
+        def first(**inputs: Any) -> Any:
+            # Transformers puts up its hooks in the first call, which would break the graph.
+            self._forward = compiled
+            return self.model(**inputs)
+
+        self._forward = first
 
     @property
     def note(self) -> str | None:

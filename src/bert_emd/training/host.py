@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 
@@ -17,7 +18,8 @@ def has_bf16(*, gpu: bool) -> bool:
     """Whether bfloat16 products are faster than float32 here: done by the GPU, or by the CPU's own instructions."""
     if gpu and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    ask: Any = getattr(torch.cpu, "get_capabilities", dict)
+    found = ask()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 
