@@ -116,7 +116,7 @@ def test_a_broken_pipe_is_no_traceback(argv, statuses):
         (["distil"], "unknown command 'distil'; did you mean distill?"),
         (["xyzzy"], "unknown command 'xyzzy'; known: quickstart"),
         (["--seed", "1"], "the command comes first"),
-        (["distill"], "--teacher_model is missing; give the fine-tuned teacher"),
+        (["distill"], "--teacher_model is missing: the fine-tuned teacher"),
         (["distill", "--teacher_model", "T", "--task_name", "RTE"], "--output_dir is missing"),
         (["distill", "--teacher_model", "T", "--output_dir", "O"], "--task_name, or your own file with --train_file"),
         (["distill", "--do_eval", "--task_name", "RTE"], "--student_model is missing"),
@@ -247,8 +247,8 @@ def test_a_config_file_from_end_to_end(stub):
         (b"seed: 1\nbeta: 1\nseed: 2\n", "run.yaml, line 3 is not valid YAML: seed stands twice"),
         (b"- seed\n", "run.yaml must hold lines like"),
         (b"task_name: \xff\n", "run.yaml is not UTF-8"),
-        (b"learning_rat: 1\n", "unknown key learning_rat in the config file; did you mean learning_rate?"),
-        (b"seed: x\n", "seed in the config file must be a whole number, not 'x'"),
+        (b"learning_rat: 1\n", "unknown key learning_rat in run.yaml; did you mean learning_rate?"),
+        (b"seed: x\n", "seed in run.yaml must be a whole number, not 'x'"),
     ],
 )
 def test_a_bad_config_file(text, message, stub, capsys):

@@ -127,7 +127,13 @@ def test_resuming_takes_no_value_true_or_a_path():
         ("--beta", "--beta needs a value"),
         ("--seed 1 mrpc", "nothing is expected where 'mrpc' stands"),
         ("--adam_beta1 x", "--adam_beta1 must be a number, not 'x'"),
-        ("--do_train", "unknown flag --do_train"),
+        ("--do_train", "--do_train is an option of `bert-emd finetune`; leave it out here"),
+        ("--lr 1e-4", "unknown flag --lr; did you mean --learning_rate?"),
+        ("--log_level loud", "log_level must be one of debug, info"),
+        ("--dataloader_num_workers -1", "dataloader_num_workers must be at least 0, not -1"),
+        ("--eval_accumulation_steps 0", "eval_accumulation_steps must be at least 1, not 0"),
+        ("--adam_beta1 2", "adam_beta1 must lie between 0 and 1 (1 excluded), not 2.0"),
+        ("--activation_checkpointing_kwargs 5", "activation_checkpointing_kwargs must be a mapping"),
     ],
 )
 def test_mistakes_are_told_in_one_line_that_names_flag_and_value(line, message):

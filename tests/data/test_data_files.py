@@ -78,14 +78,14 @@ def test_columns_can_be_named(tmp_path):
     examples = load_file(path, text_columns=["body"], label_column="kind")
     assert (examples.texts, examples.task.label_names) == (["one", "two"], ("p", "q"))
     assert load_file(path, text_columns="body,text", label_column="kind").pairs == ["x", "y"]
-    with pytest.raises(UserError, match=r"no column 'bdy' \(found: text, body, kind\): mend --text_columns"):
+    with pytest.raises(UserError, match=r"no column 'bdy' \(found: 'text', 'body', 'kind'\): mend --text_columns"):
         load_file(path, text_columns=["bdy"], label_column="kind")
-    with pytest.raises(UserError, match=r"no label column .*\(found: text, body, kind\): name it with --label_column"):
+    with pytest.raises(UserError, match=r"no label column .*\(found: 'text', 'body', 'kind'\): name it"):
         load_file(path)
     with pytest.raises(UserError, match="no label column 'kin'"):
         load_file(path, label_column="kin")
     with pytest.raises(UserError, match="one or two text columns, not 3"):
-        load_file(path, text_columns=["text", "body", "kind"], label_column="kind")
+        load_file(path, text_columns=["text", "body", "kind"], needs_labels=False)
 
 
 def test_unknown_text_column_names_the_flag(tmp_path):
@@ -143,7 +143,7 @@ def test_relabel_moves_the_labels_to_the_other_order(tmp_path):
     assert [moved.task.label_names[label] for label in moved.labels] == ["a", "B", "C", "a"]
     assert moved.task.label_names == ("C", "a", "B")
     assert examples.labels == [0, 1, 2, 0]
-    with pytest.raises(UserError, match=r"disagree: a, b, c on one side, a, b, d on the other"):
+    with pytest.raises(UserError, match=r"disagree: the data have a, b, c, the model a, b, d;"):
         relabel(examples, ["a", "b", "d"])
     unlabelled = load_file(save(tmp_path, "b.csv", "text\nhi\n"), needs_labels=False)
     assert unlabelled.task.num_labels == 0
@@ -222,3 +222,32 @@ def test_a_data_set_in_memory():
         from_dataset(datasets.Dataset.from_dict({"text": ["a", ""], "label": [0, 1]}))
     with pytest.raises(UserError, match="has no rows"):
         from_dataset(datasets.Dataset.from_dict({"text": [], "label": []}))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "told"),
+    [
+        ("text,label\na,x\nb,y\n", {"text_columns": ("label",)}, "column 'label' is given as text and as label"),
+        ("text,label\na,x\nb,y\n", {"text_columns": ("text", "text")}, "text_columns names 'text' twice"),
+        ("text;label\na;x\n", {}, "its columns are separated by ';', but .csv means ','"),
+        ("text,label\na,x\nb,y\n", {"label_names": ("x",)}, "label_names names only one class, 'x'"),
+        ("text,label\ra,x\r", {}, "a line ends in a carriage return alone"),
+    ],
+)
+def test_mistakes_about_columns_are_told_as_what_they_are(tmp_path, content, options, told):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        load_file(save(tmp_path, "a.csv", content), **options)
+    assert told in str(error.value)
+
+
+def test_usual_names_are_found_in_any_case(tmp_path):
+    examples = load_file(save(tmp_path, "a.csv", "Text,LABEL\na,x\nb,y\n"))
+    assert (examples.texts, examples.labels) == (["a", "b"], [0, 1])
+    with pytest.raises(UserError, match="which column holds the text"):
+        load_file(save(tmp_path, "a.csv", "Text,TEXT,label\na,b,x\nb,c,y\n"))
+
+
+def test_labels_that_are_all_different_are_no_classes(tmp_path):
+    rows = "".join(f"a text,{i}\n" for i in range(30))
+    with pytest.raises(UserError, match="has 30 different labels in 30 rows: name the label column"):
+        load_file(save(tmp_path, "a.csv", "text,label\n" + rows), regression=False)

@@ -83,7 +83,7 @@ def test_custom_tasks():
 
 def test_order_by_name():
     assert order_labels(["a", "b", "c"], ["C", "A", "B"]) == (1, 2, 0)
-    with pytest.raises(UserError, match="disagree: a, b on one side, a, c on the other"):
+    with pytest.raises(UserError, match="disagree: the data have a, b, the model a, c;"):
         order_labels(["a", "b"], ["a", "c"])
     with pytest.raises(UserError, match="disagree"):
         order_labels(["a", "b"], ["a", "b", "c"])

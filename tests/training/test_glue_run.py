@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import quick_distill, read, sentences, write_csv, write_tsv
+from small_runs import quick_distill, read, sentences, trained, write_csv, write_tsv
 from tiny_encoders import PLAIN, save, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast, PreTrainedModel
 
@@ -229,7 +229,7 @@ def test_the_diagnostic_set_is_found_beside_the_tasks_folder_or_left_out(
     def names(data_dir: Path) -> set[str]:
         written = predict(EvaluateConfig(
             task_name="MNLI", data_dir=str(data_dir), model_name_or_path=str(out), max_seq_length=24,
-            output_dir=str(tmp_path / "out"), no_cuda=True,
+            output_dir=str(tmp_path / "out"), no_cuda=True, overwrite_output_dir=True,
         ))  # fmt: skip
         return {path.name for path in written}
 
@@ -347,3 +347,35 @@ def test_a_few_steps_on_the_real_rte(words: BertTokenizerFast, tmp_path: Path) -
     right = sum(name == row["label"] for name, row in zip(names, dev, strict=True))
     assert metrics["student"]["accuracy"] == pytest.approx(right / 277)
     assert [f for f in read(tmp_path / "out" / "run.json")["findings"] if "longer than 24 tokens" in f]
+
+
+def test_earlier_predictions_and_scores_are_not_written_over(
+    teacher: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "model_name_or_path": teacher, "test_file": files["test_file"], "output_dir": str(tmp_path), "no_cuda": True,
+    }  # fmt: skip
+    for command, name in ((predict, "predictions.csv"), (evaluate, "evaluation.json")):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=rf"{name} is there already; name another folder"):
+            command(EvaluateConfig(**options))
+        assert (tmp_path / name).read_text() == "mine"
+        command(EvaluateConfig(**options, overwrite_output_dir=True))
+        assert (tmp_path / name).read_text() != "mine"
+
+
+def test_a_model_is_scored_at_the_length_it_was_trained_with(
+    words: BertTokenizerFast, files: dict[str, str], tmp_path: Path
+) -> None:
+    """A length at which every text of the file is cut gives other scores than the tokenizer's, if it counted."""
+    model = trained(words)
+    words.model_max_length = 3
+    short = save(model, words, tmp_path / "short")
+    found = evaluate(EvaluateConfig(model_name_or_path=str(short), test_file=files["test_file"], no_cuda=True))
+    three = evaluate(EvaluateConfig(
+        model_name_or_path=str(short), test_file=files["test_file"], no_cuda=True, max_seq_length=3
+    ))  # fmt: skip
+    longer = evaluate(EvaluateConfig(
+        model_name_or_path=str(short), test_file=files["test_file"], no_cuda=True, max_seq_length=24
+    ))  # fmt: skip
+    assert found["test"] == three["test"] != longer["test"]

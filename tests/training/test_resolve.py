@@ -120,7 +120,7 @@ def test_bad_config_files(text, message):
 def test_a_field_of_another_command_is_unknown():
     with pytest.raises(UserError, match="unknown flag --adam_beta1"):
         resolve(EvaluateConfig, flags={"adam_beta1": "0.9"})
-    with pytest.raises(UserError, match="unknown flag --teacher_model"):
+    with pytest.raises(UserError, match="--teacher_model is an option of `bert-emd distill`"):
         resolve(FinetuneConfig, flags={"teacher_model": "T"})
 
 
@@ -308,3 +308,35 @@ def test_trainer_args_take_the_engines_types():
     assert check_trainer_args({"include_num_input_tokens_seen": "true"}) == {"include_num_input_tokens_seen": True}
     with pytest.raises(UserError, match="dataloader_num_workers must be a whole number, not 'many'"):
         check_trainer_args({"dataloader_num_workers": "many"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"mapping": "emd", "use_emd": "false"}, "mapping emd has no effect: use_emd is false, so it is uniform"),
+        ({"mapping": "emd", "pred_distill": "true"}, "mapping emd has no effect: pred_distill is set, so it is kd"),
+        ({"mapping": "emd", "tinybert": "true"}, "mapping emd has no effect: use_emd is false, so it is uniform"),
+        ({"mapping": "emd", "pkd": "true"}, "mapping emd has no effect: pkd is set, so it is pkd"),
+        ({"rule": "fixed", "update_weight": "true"}, "update_weight true has no effect: rule is fixed"),
+        ({"beta": "0", "rule": "softmax"}, "rule softmax has no effect: beta is 0"),
+        (
+            {"use_att": "false", "use_rep": "false", "use_embedding": "false", "beta": "2"},
+            "beta 2 has no effect: use_att, use_rep and use_embedding are false",
+        ),
+        (
+            {"student_hidden_size": "192", "student_init": "spread"},
+            "student_init spread has no effect: the student is not made of a choice of the teacher's layers",
+        ),
+    ],
+)
+def test_a_value_that_another_one_overrules_is_warned_about(flags, told):
+    assert told in resolve(DistillConfig, flags=flags).warnings
+
+
+def test_the_switches_of_the_reference_alone_are_no_contradiction():
+    assert resolve(DistillConfig, flags={"use_emd": "true", "update_weight": "true", "one_step": "true"}).warnings == []
+
+
+def test_names_that_hold_a_comma_stand_in_double_quotes():
+    config = resolve(DistillConfig, flags={"text_columns": '"Body, ""raw""", title'}).config
+    assert config.text_columns == ('Body, "raw"', "title")

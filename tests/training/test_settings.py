@@ -149,3 +149,35 @@ def test_evaluate_scores_every_file_it_is_given(teacher: str, files: dict[str, s
     result = evaluate(both)
     assert result["rows"] == {"validation": 16, "test": 16}
     assert {"accuracy", "f1_macro"} == result["validation"].keys() == result["test"].keys()
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(files: dict[str, str], teacher: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output_dir .* cannot be made: .*; name another folder"):
+        distill(teacher, None, config=quick_distill(tmp_path / "file" / "out", **files))
+
+
+def test_a_list_is_no_data_set(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the training data are a list; pass a path or a datasets\.Dataset"):
+        distill(teacher, [{"text": "a"}], config=quick_distill(tmp_path / "out"))  # type: ignore[arg-type]
+
+
+def test_one_text_column_here_and_two_there(files: dict[str, str], teacher: str, tmp_path: Path) -> None:
+    pairs = write_csv(tmp_path / "pairs.csv", [("a", "b", "bad"), ("c", "d", "good")], ("text", "text_pair", "label"))
+    options = {**files, "validation_file": pairs}
+    with pytest.raises(UserError, match=r"train\.csv has one text column, .*pairs\.csv two"):
+        distill(teacher, None, config=quick_distill(tmp_path / "out", **options))
+
+
+def test_float16_asks_for_a_gpu(files: dict[str, str], teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        distill(teacher, None, config=quick_distill(tmp_path / "out", **files, fp16=True))
+
+
+def test_the_engine_says_nothing_beside_our_own_lines(
+    files: dict[str, str], teacher: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    distill(teacher, None, config=quick_distill(tmp_path / "out", **files, max_steps=2))
+    written = capfd.readouterr()
+    for text in ("Writing model shards", "Loading weights", "LOAD REPORT"):
+        assert text not in written.out + written.err

@@ -386,7 +386,9 @@ def test_a_large_weight_is_warned_about_once(
 
     found = run(3)
     assert len(found) == 1
-    assert re.fullmatch(r"step \d: layer [1-4] has (0\.[5-9]\d|1\.00) of the .* weight, .*--rule and --T_emd", found[0])
+    assert re.fullmatch(
+        r"step \d: layer [1-4] has (0\.[5-9]\d\d|1\.000) of the .* weight, .*--rule double-softmax .*", found[0]
+    )
 
 
 def test_half_the_weight_of_two_layers_is_no_large_weight(

@@ -59,7 +59,7 @@ def resolve_args(cls: type[ConfigT], args: argparse.Namespace) -> Resolved[Confi
 
     flags = dict(vars(args))
     path, preset = flags.pop("config", None), flags.pop("preset", None)
-    resolved = resolve(cls, flags=flags, file=read_config_file(path) if path else None, preset=preset)
+    resolved = resolve(cls, flags=flags, file=read_config_file(path) if path else None, preset=preset, file_name=path)
     if path and getattr(resolved.config, "overwrite_output_dir", False):
         folder = Path(getattr(resolved.config, "output_dir", None) or ".").resolve()
         if folder in Path(path).resolve().parents:
@@ -72,9 +72,10 @@ def require(config: DataConfig, *names: str, data: tuple[str, ...] = ()) -> None
     fields = {f.name: f for f in dataclasses.fields(config)}
     for name in names:
         if not getattr(config, name):
-            raise UserError(f"--{name} is missing; give {fields[name].metadata['help']}")
+            raise UserError(f"--{name} is missing: {fields[name].metadata['help']}")
     if data and not any(getattr(config, name) for name in data):
-        raise UserError(f"there is no data; name a GLUE task with --task_name, or your own file with --{data[-1]}")
+        files = " or ".join(f"--{name}" for name in data if name != "task_name")
+        raise UserError(f"there is no data; name a GLUE task with --task_name, or your own file with {files}")
 
 
 def show_resolved(resolved: Resolved[Any]) -> None:
@@ -113,7 +114,8 @@ def evaluate_config(config: DataConfig, model: str | None) -> EvaluateConfig:
 
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(DataConfig)}
     output_dir = getattr(config, "output_dir", None)
-    return EvaluateConfig(**shared, model_name_or_path=model, output_dir=output_dir)
+    overwrite = getattr(config, "overwrite_output_dir", False)
+    return EvaluateConfig(**shared, model_name_or_path=model, output_dir=output_dir, overwrite_output_dir=overwrite)
 
 
 def evaluate_and_show(config: EvaluateConfig) -> None:

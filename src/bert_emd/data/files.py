@@ -29,6 +29,7 @@ _TEXT_COLUMNS = (
     ("sentence",),
 )
 _LABEL_COLUMNS = ("label", "labels", "score")
+_FEW_ROWS = 20
 
 
 def load_file(
@@ -88,8 +89,10 @@ def _examples(
     if regression and label_names is not None:
         raise UserError(f"label names ({listing(label_names)}) were given for a regression task: drop one of the two")
     chosen = _choose_text_columns(table, text_columns)
-    texts = [_texts(table, name) for name in chosen]
     column = _choose_label_column(table, label_column, needs_labels)
+    if column in chosen:
+        raise UserError(f"{table.source}: column {column!r} is given as text and as label: mend --text_columns")
+    texts = [_texts(table, name) for name in chosen]
     task, labels = _labels(table, column, chosen, label_names, regression, needs_labels)
     return Examples(
         texts=texts[0],
@@ -104,8 +107,9 @@ def _examples(
 def _choose_text_columns(table: Table, wanted: Sequence[str] | None) -> tuple[str, ...]:
     if wanted is None:
         for guess in _TEXT_COLUMNS:
-            if all(name in table.columns for name in guess):
-                return guess
+            found = [_column(table, name) for name in guess]
+            if None not in found:
+                return tuple(name for name in found if name is not None)
         raise UserError(
             f"{table.source}: which column holds the text? Found: {listing(list(table.columns))}; "
             "name one or two with --text_columns"
@@ -114,19 +118,37 @@ def _choose_text_columns(table: Table, wanted: Sequence[str] | None) -> tuple[st
     for name in columns:
         if name not in table.columns:
             raise UserError(
-                f"{table.source}: no column {name!r} (found: {listing(list(table.columns))}): mend --text_columns"
+                f"{table.source}: no column {name!r} (found: {_quoted(table)}): mend --text_columns "
+                "(a name that holds a comma in double quotes)"
             )
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{table.source}: text_columns names {columns[0]!r} twice: name two columns, or one")
     return columns
 
 
+def _quoted(table: Table) -> str:
+    return listing([repr(name) for name in table.columns])
+
+
 def _choose_label_column(table: Table, wanted: str | None, needs_labels: bool) -> str | None:
-    found = next((name for name in (_LABEL_COLUMNS if wanted is None else (wanted,)) if name in table.columns), None)
+    if wanted is None:
+        found = next((name for guess in _LABEL_COLUMNS if (name := _column(table, guess)) is not None), None)
+    else:
+        found = wanted if wanted in table.columns else None
     if found is None and needs_labels:
         raise UserError(
-            f"{table.source}: no label column {wanted or listing(_LABEL_COLUMNS)!r} "
-            f"(found: {listing(list(table.columns))}): name it with --label_column"
+            f"{table.source}: no label column {wanted or listing(_LABEL_COLUMNS)!r} (found: {_quoted(table)}): name it "
+            "with --label_column (distillation with alpha 1 needs none)"
         )
     return found
+
+
+def _column(table: Table, name: str) -> str | None:
+    """The column of this name, whatever its case where only one is meant."""
+    if name in table.columns:
+        return name
+    alike = [column for column in table.columns if column.strip().lower() == name]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _texts(table: Table, name: str) -> list[str]:
@@ -160,6 +182,13 @@ def _labels(
         return custom_task(None, text_columns), [number for number in numbers if number is not None]
 
     names = _sorted_names(set(raw)) if ordered_names is None else tuple(ordered_names)
+    if len(names) == 1 and label_names is not None:
+        raise UserError(f"label_names names only one class, {names[0]!r}: name all of them, separated by commas")
+    if len(names) > _FEW_ROWS and 2 * len(names) > len(raw):
+        raise UserError(
+            f"{table.source}: column {column!r} has {len(names)} different labels in {len(raw)} rows: name the label "
+            "column with --label_column, or set --regression true for numbers"
+        )
     try:
         task = custom_task(names, text_columns, known_order=ordered_names is not None)
     except UserError as error:

@@ -49,8 +49,8 @@ def order_labels(found_names: Sequence[str], wanted_names: Sequence[str]) -> tup
     found, wanted = label_lookup(found_names), label_lookup(wanted_names)
     if found.keys() != wanted.keys():
         raise UserError(
-            f"label names disagree: {listing(found_names)} on one side, {listing(wanted_names)} on the other; "
-            "they must be the same names (case, '-' and '_' do not matter)"
+            f"label names disagree: the data have {listing(found_names)}, the model {listing(wanted_names)}; use a "
+            "model and data of the same task (case, '-' and '_' do not matter)"
         )
     return tuple(wanted[name] for name in found)
 

@@ -73,6 +73,11 @@ def _read_csv(path: Path, delimiter: str) -> Table:
     records = _csv_records(path, delimiter)
     header_line, names = next(records)
     names = [name.strip() for name in names]
+    if len(names) == 1 and (other := next((c for c in ";\t|," if c != delimiter and c in names[0]), None)):
+        raise UserError(
+            f"{path}:{header_line}: its columns are separated by {other!r}, but {path.suffix} means {delimiter!r}: "
+            "save it that way"
+        )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"{path}:{header_line}: column {repeated[0]!r} stands twice in the header")
@@ -101,6 +106,10 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
+            if "new-line character" in str(error):
+                raise UserError(
+                    f"{path}:{line}: a line ends in a carriage return alone: save it with the line ends of today"
+                ) from error
             raise UserError(
                 f"{path}:{line}: not valid {path.suffix[1:].upper()} ({error}): a field that holds or begins with a "
                 "quote must be quoted, with its quotes doubled"

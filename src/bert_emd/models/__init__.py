@@ -9,6 +9,7 @@ from bert_emd.models.loading import (
     load_config,
     load_tokenizer,
 )
+from bert_emd.models.quiet import quiet
 from bert_emd.models.student import BuiltStudent, StudentShape, build_student, spread_layers
 from bert_emd.models.tap import Tap
 
@@ -24,6 +25,7 @@ __all__ = [
     "load_classifier",
     "load_config",
     "load_tokenizer",
+    "quiet",
     "set_labels",
     "spread_layers",
 ]

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from bert_emd.errors import UserError
+from bert_emd.models.quiet import quiet
 
 __all__ = ["LoadReport", "check_folder", "has_tokenizer", "load_classifier", "load_config", "load_tokenizer"]
 
@@ -160,15 +161,17 @@ def load_classifier(
     """
     config = config if config is not None else load_config(name_or_path, what, cache_dir=cache_dir)
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name_or_path,
-            config=config,
-            cache_dir=cache_dir,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # judged below, with a message that names them
-        )
+        # Which weights loaded is reported by us; the bar of a download stays.
+        with quiet(bars=Path(name_or_path).is_dir()):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name_or_path,
+                config=config,
+                cache_dir=cache_dir,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # judged below, with a message that names them
+            )
     except _LOAD_ERRORS as error:
         raise UserError(f"{what} {name_or_path} cannot be loaded: {_why(error, name_or_path)}") from error
     mismatched = sorted(entry[0] for entry in info.get("mismatched_keys", ()))

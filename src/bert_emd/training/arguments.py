@@ -66,6 +66,8 @@ def training_arguments(
         "report_to": "none",
         "save_total_limit": 1,
     }
+    if config.fp16 and ours["use_cpu"]:
+        raise UserError("fp16 needs a GPU; leave it out, or use bf16")
     if config.eval_step is not None:
         ours["eval_steps"] = config.eval_step
     if config.save_steps is not None:

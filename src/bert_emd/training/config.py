@@ -47,9 +47,8 @@ class DataConfig:
     """Which data a command reads, and how it runs a model over it."""
 
     # fmt: off
-    task_name: str | None = opt(None, "a GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; without it your own --train_file", group=DATA)
+    task_name: str | None = opt(None, "a GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; without it your own files", group=DATA)
     data_dir: str | None = opt(None, "the task's folder of TSV files, the folder above it, or a local copy of the hub's nyu-mll/glue (default: the hub)", group=DATA)
-    train_file: str | None = opt(None, "your own training data: .csv, .tsv or .jsonl with a text column (or two) and a label column", group=DATA)
     validation_file: str | None = opt(None, "your own validation data (default: every tenth row of the training data is held out)", group=DATA)
     test_file: str | None = opt(None, "your own test data; with it the score is reported there, and the checkpoint still chosen on the validation data", group=DATA)
     text_columns: tuple[str, ...] | None = opt(None, "the one or two text columns, separated by a comma (default: guessed from the usual names)", group=DATA)
@@ -57,7 +56,6 @@ class DataConfig:
     label_names: tuple[str, ...] | None = opt(None, "the names of the classes in the model's order, for a model whose labels are only called LABEL_0, LABEL_1, …", group=DATA)
     regression: bool | None = opt(None, "whether the labels are numbers to be predicted (default: seen from the data)", group=DATA)
     max_seq_length: int = opt(128, "longer inputs are truncated to this many tokens", group=DATA)
-    pad_to_max_length: bool = opt(False, "pad every batch to max_seq_length instead of to its longest row", group=DATA)
     do_lower_case: bool | None = opt(None, "lower-case the text (default: as the tokenizer was saved)", group=DATA)
     cache_dir: str | None = opt(None, "where downloads from the hub are kept", group=DATA)
     overwrite_cache: bool = opt(False, "fetch a hub data set anew", group=DATA)
@@ -75,7 +73,7 @@ class DataConfig:
         if self.task_name is not None:
             # A task brings its files, columns and labels; a mixture would silently leave one of the two out.
             for name in ("train_file", "validation_file", "test_file", "text_columns", "label_column", "regression"):
-                if getattr(self, name) is not None:
+                if getattr(self, name, None) is not None:
                     raise UserError(
                         f"task_name {self.task_name} and {name} exclude each other; name a task or your own files"
                     )
@@ -123,6 +121,9 @@ class RunConfig(DataConfig):
     """What fine-tuning and distillation share."""
 
     # fmt: off
+    train_file: str | None = opt(None, "your own training data: .csv, .tsv or .jsonl with a text column (or two) and a label column", group=DATA)
+    pad_to_max_length: bool = opt(False, "pad every batch to max_seq_length instead of to its longest row", group=DATA)
+
     train_batch_size: int = opt(32, "rows a step and process, over all accumulation steps (the per_gpu and per_device names: rows of one of these)", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
     gradient_accumulation_steps: int = opt(1, "split each step's batch into this many parts", group=TRAINING)
     learning_rate: float = opt(5e-5, "the peak learning rate", group=TRAINING)
@@ -173,20 +174,6 @@ class RunConfig(DataConfig):
         if self.bf16 is None:
             object.__setattr__(self, "bf16", not self.fp16 and has_bf16(gpu=not self.no_cuda))
 
-    def unused(self) -> dict[str, str]:
-        """Fields that have no effect under the present values, each with the reason."""
-        found = {}
-        if self.task_name is None and self.data_dir is not None:
-            found["data_dir"] = "task_name is not set"
-        if self.warmup_steps is not None:
-            found["warmup_proportion"] = "warmup_steps is set"
-        if self.lr_scheduler == "constant":
-            found["warmup_proportion"] = "lr_scheduler is constant"
-            found["warmup_steps"] = "lr_scheduler is constant"
-        if self.max_steps > 0:
-            found["num_train_epochs"] = "max_steps is set"
-        return found
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(DataConfig):
@@ -194,7 +181,12 @@ class EvaluateConfig(DataConfig):
 
     # fmt: off
     model_name_or_path: str | None = opt(None, "the model: a folder or a hub id", group=DATA)
+    validation_file: str | None = opt(None, "your own labelled data", group=DATA)
+    test_file: str | None = opt(None, "your own test data", group=DATA)
+    # None only here: a model that was trained brings its length, one that is to be trained does not.
+    max_seq_length: int | None = opt(None, "longer inputs are truncated to this many tokens (default: as the model was trained)", group=DATA)  # type: ignore[assignment]
     output_dir: str | None = opt(None, "where the scores (evaluate, optional) or the predictions (predict) go", group=OUTPUT)
+    overwrite_output_dir: bool = opt(False, "replace earlier scores or predictions in output_dir", group=OUTPUT)
     # fmt: on
 
 
@@ -282,11 +274,11 @@ class DistillConfig(RunConfig):
             raise UserError("student_layers and student_layer_ids exclude each other; keep one")
         if self.student_layer_ids is not None and self.student_init != "spread":
             raise UserError("student_layer_ids names the layers, so student_init has no say; keep one")
-        if self.student_init != "spread" and (self.student_model is not None or any(self._sizes)):
+        if self.student_init != "spread" and (self.student_model is not None or any(self.sizes)):
             raise UserError(
                 "student_init says which of the teacher's layers are copied, and none are here; leave it out"
             )
-        if self.student_layer_ids is not None and any(self._sizes):
+        if self.student_layer_ids is not None and any(self.sizes):
             raise UserError("another size means fresh weights, so student_layer_ids copies nothing; use student_layers")
         if self.pkd and self.mapping not in ("emd", "pkd"):
             raise UserError(f"pkd is a mapping of its own and mapping {self.mapping} another; keep one")
@@ -331,7 +323,8 @@ class DistillConfig(RunConfig):
         return 0.0 if self.effective_mapping == "none" else self.alpha
 
     @property
-    def _sizes(self) -> tuple[int | None, ...]:
+    def sizes(self) -> tuple[int | None, ...]:
+        """The asked-for sizes other than the depth."""
         return (self.student_hidden_size, self.student_num_attention_heads, self.student_intermediate_size)
 
     def needs_labels(self, *, regression: bool) -> bool:
@@ -341,43 +334,6 @@ class DistillConfig(RunConfig):
         if self.effective_mapping != "none" and not self.new_pred_loss:
             return regression
         return self.effective_alpha < 1
-
-    def unused(self) -> dict[str, str]:
-        found = super().unused()
-        mapping = self.effective_mapping
-        if mapping in ("kd", "none"):
-            reason = f"mapping is {mapping}" if not self.pred_distill else "pred_distill is set"
-            for name in ("beta", "theta", "use_att", "use_rep", "use_embedding", "count_padding", "projection"):
-                found[name] = reason
-        if mapping != "emd":
-            for name in ("T_emd", "rule", "seperate", "update_weight"):
-                found[name] = f"mapping is {mapping}"
-        elif self.effective_rule in ("ratio", "fixed"):
-            found["T_emd"] = f"rule is {self.effective_rule}"
-            if self.effective_rule == "fixed":
-                found["seperate"] = "rule is fixed"
-        if not self.update_weight:
-            found["rule"] = "update_weight is false"
-        if self.mapping != "emd" or self.pkd or self.pred_distill:
-            found["use_emd"] = f"mapping is {mapping}"
-        if not (self.use_att or self.use_rep):
-            found["theta"] = "use_att and use_rep are false"
-        if not self.cache_teacher and self.teacher_cache_dir is not None:
-            found["teacher_cache_dir"] = "cache_teacher is false"
-        if mapping == "none":
-            for name in ("cache_teacher", "teacher_cache_dir", "alpha", "T", "reduce_T", "new_pred_loss"):
-                found[name] = "there is no teacher in the loss"
-        if mapping == "pkd":
-            for name in ("use_att", "use_rep", "use_embedding", "count_padding"):
-                found[name] = "PKD matches [CLS] states only"
-        if not self.one_step:
-            for name in ("alpha", "beta", "theta", "T", "reduce_T", "new_pred_loss"):
-                found[name] = "one_step is false"
-            for name in ("lr_scheduler", "warmup_proportion", "warmup_steps"):
-                found[name] = "one_step is false: the learning rate is constant"
-        if not self.new_pred_loss:
-            found["alpha"] = "new_pred_loss is false"
-        return found
 
 
 def _is_tuple_of(value: Any, kind: type) -> bool:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.evaluation import Evaluator, size_of, timed
 from bert_emd.training.execution import encode_for, load_pair, metric_function, plain_model, steps_of, train_and_install
 from bert_emd.training.inputs import RunData, Source, align, load_run_data
-from bert_emd.training.outputs import check_output_dir, files_read, open_output_dir, resume_point, write_json
+from bert_emd.training.outputs import (
+    check_output_dir,
+    files_read,
+    make_folder,
+    open_output_dir,
+    resume_point,
+    write_json,
+)
 from bert_emd.training.preflight import TEACHER_ROWS, Preflight
 from bert_emd.training.records import (
     head_of,
@@ -52,10 +59,10 @@ _LOG = logging.getLogger("bert_emd")
 class DistillResult:
     """The best student, its tokenizer, what metrics.json holds, and costs, plans and layer weights over time."""
 
-    student: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    metrics: dict[str, Any]
-    mapping: list[dict[str, Any]]
+    student: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
+    mapping: list[dict[str, Any]] = field(repr=False)
     summary: str
     """The final table, ready to print."""
 
@@ -147,14 +154,16 @@ def distill(
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
 
     padded = config.pad_to_max_length or config.count_padding
+    arguments = training_arguments(
+        config, folder, main_metric=data.validation.task.main_metric, constant_lr=not config.one_step
+    )
+    make_folder(folder)
     with engine_errors():
         trainer = DistillTrainer(
             student=small,
             teacher=big,
             config=config,
-            args=training_arguments(
-                config, folder, main_metric=data.validation.task.main_metric, constant_lr=not config.one_step
-            ),
+            args=arguments,
             train_dataset=train_rows,
             eval_dataset=validation_rows,
             data_collator=collator(tokenizer, config.max_seq_length if padded else None),
@@ -163,6 +172,12 @@ def distill(
             optimizer_cls_and_kwargs=optimizer_choice(config),
             early_stopping=config.early_stopping,
         )
+    if trainer.distiller.projection is not None:
+        _LOG.info(
+            "projection: %d to %d, %s, trained with the student and left out of what is saved",
+            small.config.hidden_size, big.config.hidden_size,
+            "one for all layers" if config.share_param else "one a layer",
+        )  # fmt: skip
     for tap in (trainer.distiller.student_tap, trainer.distiller.teacher_tap):
         if tap is not None and tap.note:
             _LOG.info("%s", tap.note)

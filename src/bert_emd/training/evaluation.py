@@ -26,13 +26,14 @@ from bert_emd.errors import UserError
 from bert_emd.models import label_names, load_classifier, load_tokenizer
 from bert_emd.training.config import DataConfig, EvaluateConfig
 from bert_emd.training.inputs import align, load_test, validation_splits
-from bert_emd.training.outputs import write_json, write_whole
-from bert_emd.training.preflight import Preflight
+from bert_emd.training.outputs import make_folder, write_json, write_whole
+from bert_emd.training.preflight import Preflight, positions
 
 __all__ = ["Evaluator", "evaluate", "predict", "size_of", "timed"]
 
 _LOG = logging.getLogger("bert_emd")
 _TIMED_ROWS = 100
+_LONGEST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: a model or data that cannot be read, or that do not belong together.
     """
+    _check_free(config, ["evaluation.json"])
     model, evaluator = _loaded(config)
     names = label_names(model.config)
     splits = {name: _aligned(rows, names) for name, rows in validation_splits(config, names).items()}
@@ -143,7 +145,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             raise UserError(f"{rows.source} has no labels, so there is nothing to score; use `bert-emd predict`")
         result[name] = evaluator.scores(model, rows, show=f"evaluating {name}")
     if config.output_dir:
-        write_json(_made(config.output_dir) / "evaluation.json", result)
+        write_json(make_folder(config.output_dir) / "evaluation.json", result)
     return result
 
 
@@ -163,8 +165,11 @@ def predict(config: EvaluateConfig) -> list[Path]:
         raise UserError("where should the predictions go? Name a folder with --output_dir")
     model, evaluator = _loaded(config)
     names = label_names(model.config)
+    task = find_task(config.task_name) if config.task_name is not None else None
+    files = ["predictions.csv"] if task is None else [s.submission for s in task.splits if s.submission is not None]
+    _check_free(config, files)
     splits = [(split, _aligned(rows, names)) for split, rows in load_test(config, names)]
-    folder = _made(config.output_dir)
+    folder = make_folder(config.output_dir)
     written = []
     for split, rows in splits:
         logits = evaluator.logits(model, rows, show=f"predicting {rows.task.name} {split}")
@@ -175,6 +180,18 @@ def predict(config: EvaluateConfig) -> list[Path]:
     return written
 
 
+def _check_free(config: EvaluateConfig, names: Sequence[str]) -> None:
+    """Refuse to write over what an earlier command left."""
+    if config.output_dir is None or config.overwrite_output_dir:
+        return
+    for name in names:
+        if (Path(config.output_dir) / name).exists():
+            raise UserError(
+                f"{Path(config.output_dir) / name} is there already; name another folder, or replace it with "
+                "--overwrite_output_dir"
+            )
+
+
 def _aligned(examples: Examples, names: tuple[str, ...] | None) -> Examples:
     found = align(examples, names)
     if found.assumed:
@@ -183,14 +200,6 @@ def _aligned(examples: Examples, names: tuple[str, ...] | None) -> Examples:
             listing(found.examples.task.label_names or ()),
         )
     return found.examples
-
-
-def _made(path: str) -> Path:
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir {path} cannot be made: {error.strerror}; name another folder") from error
-    return Path(path)
 
 
 def _write_own(folder: Path, examples: Examples, logits: np.ndarray) -> Path:
@@ -217,10 +226,16 @@ def _loaded(config: EvaluateConfig) -> tuple[PreTrainedModel, Evaluator]:
     model, report = load_classifier(config.model_name_or_path, "the model", cache_dir=config.cache_dir)
     if report.fresh:
         raise UserError(
-            f"the model {config.model_name_or_path} is not a fine-tuned classifier: {report.fresh[0]} is not in it"
+            f"the model {config.model_name_or_path} is not a fine-tuned classifier ({report.fresh[0]} is not in it); "
+            "fine-tune it first with `bert-emd finetune`"
         )
     tokenizer = load_tokenizer(
         config.model_name_or_path, "the model", do_lower_case=config.do_lower_case, cache_dir=config.cache_dir
     )
-    Preflight(strict=True).length("model", model, config.max_seq_length)
-    return model, Evaluator.of(config, tokenizer)
+    length = config.max_seq_length
+    if length is None:
+        # What our own folders say; elsewhere the tokenizer may name a number beyond all bounds.
+        own = min(tokenizer.model_max_length, positions(model) or _LONGEST)
+        length = own if own < _LONGEST else DataConfig().max_seq_length
+    Preflight(strict=True).length("model", model, length)
+    return model, Evaluator.of(dataclasses.replace(config, max_seq_length=length), tokenizer)

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.data import Examples, encode, score
+from bert_emd.models import quiet
 from bert_emd.training.config import RunConfig
 from bert_emd.training.inputs import RunData
 from bert_emd.training.outputs import install_model
@@ -56,7 +57,8 @@ def train_and_install(trainer: EncoderTrainer, folder: Path, resume: Path | None
 
 def plain_model(folder: Path) -> PreTrainedModel:
     """A saved model as any user loads it."""
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder)
+    with quiet():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder)
     return model
 
 

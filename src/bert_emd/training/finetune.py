@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bert_emd.training.outputs import (
     check_output_dir,
     complete_checkpoints,
     files_read,
+    make_folder,
     open_output_dir,
     resume_point,
     write_json,
@@ -47,9 +48,9 @@ __all__ = ["FinetuneResult", "finetune"]
 class FinetuneResult:
     """The best model, its tokenizer, and what metrics.json holds."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    metrics: dict[str, Any]
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
     summary: str
     """The final table, ready to print."""
 
@@ -127,10 +128,12 @@ def finetune(
     checks.length("model", classifier, config.max_seq_length)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
 
+    arguments = training_arguments(_with_eval(config), folder, main_metric=data.validation.task.main_metric)
+    make_folder(folder)
     with engine_errors():
         trainer = EncoderTrainer(
             model=classifier,
-            args=training_arguments(_with_eval(config), folder, main_metric=data.validation.task.main_metric),
+            args=arguments,
             train_dataset=train_rows,
             eval_dataset=validation_rows,
             data_collator=collator(tokenizer, config.max_seq_length if config.pad_to_max_length else None),

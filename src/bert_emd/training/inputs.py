@@ -13,7 +13,7 @@ import datasets
 
 from bert_emd.data import Examples, Task, find_task, from_dataset, holdout, load_file, load_glue, match_labels, relabel
 from bert_emd.errors import UserError
-from bert_emd.training.config import DataConfig
+from bert_emd.training.config import DataConfig, RunConfig
 
 __all__ = ["Aligned", "RunData", "Source", "align", "load_run_data", "load_test", "validation_splits"]
 
@@ -88,7 +88,7 @@ def align(examples: Examples, model_names: Sequence[str] | None) -> Aligned:
 
 
 def load_run_data(
-    config: DataConfig,
+    config: RunConfig,
     train: Source,
     validation: Source,
     *,
@@ -132,6 +132,11 @@ def load_run_data(
             "regression": kind,
             "needs_labels": labels_needed,
         }
+        if not isinstance(source, (str, Path, datasets.Dataset)):
+            raise UserError(
+                f"the {what} data are a {type(source).__name__}; pass a path or a datasets.Dataset "
+                "(datasets.Dataset.from_list makes one of a list of rows)"
+            )
         if isinstance(source, datasets.Dataset):
             return from_dataset(source, source=f"the {what} data", **options)
         return load_file(source, **options)
@@ -146,6 +151,10 @@ def load_run_data(
         kind = rows.task.is_regression
     held = load(validation if validation is not None else config.validation_file, "validation", needs_labels)
     test = load(config.test_file, "test", True)
+    for other in (held, test):
+        if other is not None and (other.pairs is None) != (rows.pairs is None):
+            one, two = ("one text column", "two")[:: 1 if rows.pairs is None else -1]
+            raise UserError(f"{rows.source} has {one}, {other.source} {two}; name the same with --text_columns")
     selected_on = "validation"
     if held is None:
         rows, held = holdout(rows)

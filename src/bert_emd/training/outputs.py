@@ -20,6 +20,7 @@ __all__ = [
     "complete_checkpoints",
     "files_read",
     "install_model",
+    "make_folder",
     "open_output_dir",
     "resume_point",
     "write_json",
@@ -120,6 +121,19 @@ def files_read(config: RunConfig, train: object, validation: object, **models: o
         "test file": config.test_file,
     } | {name: getattr(model, "name_or_path", model) for name, model in models.items()}
     return {name: value if isinstance(value, (str, Path)) and str(value) else None for name, value in read.items()}
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made where it is not there yet.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {path} cannot be made: {error.strerror}; name another folder") from error
+    return Path(path)
 
 
 def open_output_dir(folder: Path, *, resume: bool) -> None:

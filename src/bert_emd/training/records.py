@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bert_emd.data import Examples, trivial_score
 from bert_emd.training.config import RunConfig
+from bert_emd.training.effects import without_effect
 from bert_emd.training.inputs import RunData
 from bert_emd.training.resolve import with_sources_from_defaults
 
@@ -43,7 +44,7 @@ def run_record(
         "command_line": sys.argv if sources is not None else None,
         "config": dataclasses.asdict(config),
         "sources": dict(sources if sources is not None else with_sources_from_defaults(config)),
-        "not_used": config.unused(),
+        "not_used": without_effect(config),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {
             "processor": platform.machine(),

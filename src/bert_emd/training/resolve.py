@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from bert_emd.errors import UserError
-from bert_emd.training.config import DataConfig, DistillConfig, RunConfig
+from bert_emd.training.config import DataConfig, DistillConfig, FinetuneConfig, RunConfig
+from bert_emd.training.effects import without_effect
 from bert_emd.training.presets import PRESETS, paper_preset, student_depth
 from bert_emd.training.trainer_fields import ACCEPTED, OURS, REFUSED, check_trainer_args, trainer_type
 from bert_emd.training.values import convert, nearest, show
@@ -24,6 +25,11 @@ _EXTRA = "trainer_args"
 
 _PER_PART = ("per_gpu_train_batch_size", "per_device_train_batch_size")
 
+_SHORT: Mapping[str, str] = MappingProxyType({
+    "lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "train_batch_size", "layers": "student_layers",
+    "max_length": "max_seq_length", "teacher": "teacher_model", "student": "student_model", "task": "task_name",
+    "model": "model_name_or_path", "output": "output_dir",
+})  # fmt: skip
 _TINYBERT: Mapping[str, Any] = MappingProxyType(
     {"one_step": False, "use_emd": False, "new_pred_loss": False, "learning_rate": 5e-5}
 )
@@ -45,7 +51,12 @@ class Resolved(Generic[ConfigT]):
 
 
 def resolve(
-    cls: type[ConfigT], *, flags: dict[str, Any], file: dict[str, Any] | None = None, preset: str | None = None
+    cls: type[ConfigT],
+    *,
+    flags: dict[str, Any],
+    file: dict[str, Any] | None = None,
+    preset: str | None = None,
+    file_name: str | None = None,
 ) -> Resolved[ConfigT]:
     """Return the configuration in which a flag wins over ``file``, that over ``preset``, and that over our defaults.
 
@@ -55,7 +66,7 @@ def resolve(
     file = dict(file or {})
     file_preset = file.pop("preset", None)
     preset = preset if preset is not None else file_preset
-    layers = {FLAG: _typed(cls, flags, FLAG), CONFIG: _typed(cls, file, CONFIG)}
+    layers = {FLAG: _typed(cls, flags, FLAG), CONFIG: _typed(cls, file, CONFIG, file_name)}
     user = {**layers[CONFIG], **layers[FLAG]}
     if user.get("tinybert"):
         if all(user.get(name) is True for name in ("one_step", "use_emd", "new_pred_loss")):
@@ -81,7 +92,7 @@ def resolve(
         # These names count the rows of one forward, ours those of a step.
         values["train_batch_size"] *= values.get("gradient_accumulation_steps", 1)
     config = cls(**values)
-    unused = config.unused() if isinstance(config, RunConfig) else {}
+    unused = without_effect(config) if isinstance(config, RunConfig) else {}
     warnings = [
         f"{name} {show(getattr(config, name))} has no effect: {reason}"
         for name, reason in unused.items()
@@ -111,25 +122,31 @@ def field_types(cls: type[DataConfig]) -> Mapping[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def unknown_name(cls: type[DataConfig], name: str, *, prefix: str = "", also: Iterable[str] = ()) -> UserError:
+def unknown_name(
+    cls: type[DataConfig], name: str, *, prefix: str = "", suffix: str = "", also: Iterable[str] = ()
+) -> UserError:
     """Return the error for a name that is no field of ``cls``: why it is refused, or the nearest right name."""
     if name in REFUSED:
         return UserError(f"{prefix}{name} is not available: {REFUSED[name]}")
     names = spellings(cls)
     if name in OURS and OURS[name] in names:
         return UserError(f"{prefix}{name} is called {prefix}{OURS[name]} here")
+    for other, command in ((DistillConfig, "distill"), (FinetuneConfig, "finetune")):
+        if not issubclass(cls, other) and name in spellings(other):
+            return UserError(f"{prefix}{name}{suffix} is an option of `bert-emd {command}`; leave it out here")
     known = [*names, *(ACCEPTED if _EXTRA in names else ()), *also]
-    close = nearest(name, known)
+    close = _SHORT.get(name) or nearest(name, known)
     hint = f"did you mean {prefix}{close}?" if close else "--help lists the known ones"
     kind = "flag" if prefix else "key"
-    suffix = "" if prefix else " in the config file"
     return UserError(f"unknown {kind} {prefix}{name}{suffix}; {hint}")
 
 
-def _typed(cls: type[DataConfig], given: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _typed(
+    cls: type[DataConfig], given: Mapping[str, Any], source: str, file_name: str | None = None
+) -> dict[str, Any]:
     """The given values under the fields' own names and in their types; the engine's fields below ``trainer_args``."""
     names, types = spellings(cls), field_types(cls)
-    prefix, suffix = ("--", "") if source == FLAG else ("", " in the config file")
+    prefix, suffix = ("--", "") if source == FLAG else ("", f" in {file_name or 'the config file'}")
     typed: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     spelled: dict[str, str] = {}
@@ -146,9 +163,9 @@ def _typed(cls: type[DataConfig], given: Mapping[str, Any], source: str) -> dict
             value = _resume_value(value) if name == "resume_from_checkpoint" else value
             typed[name] = convert(value, types[name], where)
         elif name in ACCEPTED and _EXTRA in types:
-            extra[name] = convert(value, trainer_type(name), where)
+            extra.update(check_trainer_args({name: convert(value, trainer_type(name), where)}))
         else:
-            raise unknown_name(cls, key, prefix=prefix, also=() if source == FLAG else ("preset",))
+            raise unknown_name(cls, key, prefix=prefix, suffix=suffix, also=() if source == FLAG else ("preset",))
     if extra:
         typed[_EXTRA] = extra
     return typed

@@ -27,6 +27,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from bert_emd.errors import UserError
 from bert_emd.method import build_mapping
 from bert_emd.method.mappings import Mapping, MappingOptions
+from bert_emd.models import quiet
 from bert_emd.training.config import DistillConfig
 from bert_emd.training.distiller import Distiller, LossOptions
 from bert_emd.training.host import keep_freed_memory
@@ -68,7 +69,8 @@ class EncoderTrainer(Trainer):
     def save_product(self, folder: Path) -> None:
         """Write the model and its tokenizer as a plain Hugging Face folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.product.save_pretrained(folder)
+        with quiet():
+            self.product.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
@@ -314,8 +316,8 @@ class DistillTrainer(EncoderTrainer):
             if len(weights) > 2 and max(weights) > _LARGE_WEIGHT:
                 layer = weights.index(max(weights)) + 1
                 _LOG.warning(
-                    "step %d: layer %d has %.2f of the %s weight, so the other layers learn little; "
-                    "see --rule and --T_emd",
+                    "step %d: layer %d has %.3f of the %s weight, so the other layers learn less; "
+                    "--rule double-softmax keeps the weights closer together",
                     self.state.global_step + 1, layer, max(weights), name.replace("_", " "),
                 )  # fmt: skip
                 self._warned_of_weight = True

@@ -123,6 +123,16 @@ REFUSED: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """Fields that would break a promise of ours or do nothing, each with the reason."""
 
+_AT_LEAST: Mapping[str, int] = MappingProxyType({
+    "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "eval_accumulation_steps": 1, "eval_delay": 0,
+    "save_total_limit": 1, "torch_empty_cache_steps": 1, "ddp_timeout": 1, "ddp_bucket_cap_mb": 1, "data_seed": 0,
+})  # fmt: skip
+_LEVELS = ("debug", "info", "warning", "error", "critical", "passive")
+_ONE_OF: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "log_level": _LEVELS, "log_level_replica": _LEVELS,
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", "True", "False"),
+})  # fmt: skip
+
 
 def check_trainer_args(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``given`` with every value in the type that ``TrainingArguments`` declares.
@@ -140,7 +150,22 @@ def check_trainer_args(given: Mapping[str, Any]) -> dict[str, Any]:
             close = nearest(name, ACCEPTED)
             raise UserError(f"unknown field {name} in trainer_args" + (f"; did you mean {close}?" if close else ""))
         checked[name] = convert(value, trainer_type(name), name)
+        _check_range(name, checked[name])
     return checked
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Refuse what the engine would stumble over in the middle of a run."""
+    if value is None:
+        return
+    if name in _AT_LEAST and isinstance(value, (int, float)) and value < _AT_LEAST[name]:
+        raise UserError(f"{name} must be at least {_AT_LEAST[name]}, not {value}")
+    if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+        raise UserError(f"{name} must lie between 0 and 1 (1 excluded), not {value}")
+    if name in _ONE_OF and str(value) not in _ONE_OF[name]:
+        raise UserError(f"{name} must be one of {', '.join(_ONE_OF[name])}, not {value!r}")
+    if name.endswith("_kwargs") and not isinstance(value, Mapping):
+        raise UserError(f'{name} must be a mapping like {{"name": 1}}, not {value!r}')
 
 
 def trainer_type(name: str) -> Any:

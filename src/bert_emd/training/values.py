@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import math
@@ -131,7 +132,8 @@ def _to_sequence(value: Any, kind: Any, *, only: bool) -> Any:
     if isinstance(value, str):
         if not only and "," not in value:
             return _NO
-        value = [part.strip() for part in value.split(",")]
+        # As in CSV: a name that itself holds a comma stands in double quotes.
+        value = [part.strip() for part in next(csv.reader([value], skipinitialspace=True), [])]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         value = [value]
     if not isinstance(value, (list, tuple)) or not value or "" in value:
