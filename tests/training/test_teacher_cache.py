@@ -19,7 +19,7 @@ from small_runs import model_state, quick_distill, read
 from tiny_encoders import padded_batch, same_tensors, tiny
 from torch import Tensor
 
-from bert_emd import UserError, distill
+from bert_emd import DistillTrainer, UserError, distill
 from bert_emd.method import Features, Needs
 from bert_emd.models import Tap
 from bert_emd.training.teacher_cache import TeacherCache, blocks_of, data_key, default_directory, model_key
@@ -293,3 +293,10 @@ def test_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert default_directory(str(tmp_path)) == tmp_path / "teacher-outputs"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_directory(None) == tmp_path / "xdg" / "bert-emd" / "teacher-outputs"
+
+
+def test_a_data_set_of_another_kind_is_refused(tmp_path: Path) -> None:
+    model = tiny("bert")
+    config = quick_distill(tmp_path, cache_teacher=True)
+    with pytest.raises(UserError, match="cache_teacher needs train_dataset to be a"):
+        DistillTrainer(student=tiny("bert", layers=1), teacher=model, config=config, train_dataset=[{"input_ids": [1]}])

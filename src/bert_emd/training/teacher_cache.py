@@ -310,7 +310,7 @@ def open_cache(
         inputs = {k: v.to(device) for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
         outputs, features = tap(**inputs)
     key = {"model": model_key(model, model.config), "data": data_key(rows), "precision": precision}
-    lengths = [sum(row) for row in rows["attention_mask"]]
+    lengths = list(rows["length"]) if "length" in rows.column_names else [sum(row) for row in rows["attention_mask"]]
     cache = TeacherCache(directory, key, lengths, blocks_of(features), outputs.logits.shape[1])
     there = cache.count
     state = (

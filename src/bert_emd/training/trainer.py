@@ -241,7 +241,11 @@ class DistillTrainer(EncoderTrainer):
         self._warned_of_weight = False
         caching = config.cache_teacher and teacher is not None
         if caching:
-            rows = kwargs["train_dataset"]
+            rows: Any = kwargs.get("train_dataset")
+            if not {"input_ids", "attention_mask"} <= set(getattr(rows, "column_names", ())):
+                raise UserError(
+                    "cache_teacher needs train_dataset to be a datasets.Dataset of input_ids and attention_mask"
+                )
             kwargs["train_dataset"] = rows.add_column("rows", list(range(len(rows))))
         super().__init__(model=distiller, **kwargs)
         self.add_callback(_EpochTeller(distiller))

@@ -1,0 +1,62 @@
+"""The benchmarks are fair: both sides of a comparison compute the same numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_encoders import padded_batch, tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not beside the tests")
+
+
+@pytest.fixture(autouse=True)
+def _root_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_the_reference_and_ours_have_the_same_loss_and_gradient() -> None:
+    """Over three steps, so that the layer weights agree too; full rows, where padding plays no part."""
+    from benchmarks.reference import ReferenceMethod
+    from benchmarks.sides import distiller_of
+
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    models = [[tiny("bert", layers=4, seed=1, **still), tiny("bert", layers=2, seed=2, **still)] for _ in range(2)]
+    reference = ReferenceMethod(models[0][1], models[0][0])
+    ours = distiller_of(models[1][0], models[1][1])
+    for seed in range(3):
+        batch = padded_batch((7, 7, 7), seed=seed)
+        for student in (models[0][1], models[1][1]):
+            student.zero_grad()
+        theirs, found = reference.loss(batch), ours(**batch)["loss"]
+        torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-6)
+        theirs.backward()
+        found.backward()
+        truth = dict(models[0][1].named_parameters())
+        for name, parameter in models[1][1].named_parameters():
+            torch.testing.assert_close(parameter.grad, truth[name].grad, rtol=1e-3, atol=1e-5)
+    for weights, name in zip(
+        reference.weights, ("attention_student", "attention_teacher", "hidden_student", "hidden_teacher"), strict=True
+    ):
+        torch.testing.assert_close(
+            torch.as_tensor(weights), torch.as_tensor(getattr(ours.mapping.cost_attention, name)), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_command_saves_what_it_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--parts", "solver", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (first, *_), machine = (
+        json.loads((tmp_path / "results.json").read_text())["solver"][k] for k in ("result", "machine")
+    )
+    assert first["layers"] == "4x12"
+    assert first["microseconds"]["bert-emd"]["min"] <= first["microseconds"]["bert-emd"]["median"]
+    assert first["largest relative difference in cost"] < 1e-9
+    assert machine["threads"] == 1
+    assert "| 4x12 |" in done.stdout
+    assert "| 4x12 |" in (tmp_path / "results.md").read_text()
