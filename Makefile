@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: quickstart test test-slow bench quality style clean
 
-quickstart: $(VENV)/.installed  ## a teacher, a student with half its layers, and what it won (about 4 minutes after installation)
+quickstart: $(VENV)/.installed  ## a teacher, a student with half its layers, and what it won (about 3 minutes after installation)
 	$(BIN)/bert-emd quickstart
 
-test: $(VENV)/.installed-dev  ## the test suite (about 2 minutes on two cores)
+test: $(VENV)/.installed-dev  ## the test suite (about 3 minutes on two cores)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.installed-dev  ## the checks that take minutes each
