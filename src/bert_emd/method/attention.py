@@ -40,9 +40,10 @@ class AttentionDistances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mask: Tensor | None, m: int, average: bool, *flat: Tensor) -> Tensor:
         ctx.save_for_backward(*flat)
-        layers = list(zip(flat[::2], flat[1::2], strict=True))
-        pieces = _Pieces(mask, layers, average)
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        pieces = _Pieces(mask, pairs, average)
         ctx.pieces, ctx.m = pieces, m
+        layers = [_Layer(pieces, pair) for pair in pairs]
         total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=flat[0].device)
         norms = torch.zeros(len(layers), dtype=torch.float64)
         with torch.autocast(flat[0].device.type, enabled=False):
@@ -56,7 +57,7 @@ class AttentionDistances(torch.autograd.Function):
                         norms += torch.linalg.vector_norm(scores, dim=1).double().square()
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
-                    total_MN[i, j] = _in_float64(mask, [layers[i], layers[m + j]], average)
+                    total_MN[i, j] = _in_float64(mask, [pairs[i], pairs[m + j]], average)
         cost_MN: Tensor = total_MN / pieces.count
         return cost_MN.to(result_dtype(list(flat)))
 
@@ -64,7 +65,7 @@ class AttentionDistances(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         flat, m, pieces, mask = ctx.saved_tensors, ctx.m, ctx.pieces, ctx.pieces.kept
-        layers = list(zip(flat[::2], flat[1::2], strict=True))
+        layers = [_Layer(pieces, pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
         scale_MN = grad_outputs[0].double() * 2.0 / pieces.count
         asked = ctx.needs_input_grad[3:]
         # The teacher is a constant. What no piece writes, padding, has no gradient.
@@ -86,18 +87,20 @@ class AttentionDistances(torch.autograd.Function):
 
 def _in_float64(mask: Tensor | None, pair: Sequence[QueryKey], average: bool) -> Tensor:
     """The sum for one pair of layers whose difference is near the rounding of float32 scores."""
-    pieces = _Pieces(mask, [(q.double(), k.double()) for q, k in pair], average)
+    wide = [(q.double(), k.double()) for q, k in pair]
+    pieces = _Pieces(mask, wide, average)
+    layers = [_Layer(pieces, each) for each in wide]
     total = torch.zeros((), dtype=torch.float64)
     for piece in pieces:
-        one, other = pieces.scores(pieces.layers, piece)
+        one, other = pieces.scores(layers, piece)
         total += (one - other).square_().sum()
     return total
 
 
 def _backward_by_scores(
     pieces: _Pieces,
-    student: Sequence[QueryKey],
-    teacher: Sequence[QueryKey],
+    student: Sequence[_Layer],
+    teacher: Sequence[_Layer],
     weights_MN: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: _Piece,
@@ -108,18 +111,17 @@ def _backward_by_scores(
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
     grad_scores = pieces.space("grad", (len(student), *scores.shape[1:]))
     torch.mm(mix, scores.flatten(1), out=grad_scores.flatten(1))
-    for (query, key), grads, da in zip(student, sides, grad_scores, strict=True):
-        factor = pieces.factor(query)
-        for grad, other, d in zip(grads, (key, query), (da, da.transpose(1, 2)), strict=True):
+    for layer, grads, da in zip(student, sides, grad_scores, strict=True):
+        for grad, other, d in zip(grads, (layer.key, layer.query), (da, da.transpose(1, 2)), strict=True):
             if grad is not None:
                 x = pieces.take(other, piece)
                 space = x.new_empty(x.shape)
-                pieces.give(grad, torch.baddbmm(space, d, x, beta=0, alpha=factor, out=space), piece)
+                pieces.give(grad, torch.baddbmm(space, d, x, beta=0, alpha=layer.factor, out=space), piece)
 
 
-def _by_products(pieces: _Pieces, layers: Sequence[QueryKey], piece: _Piece, m: int) -> Tensor:
+def _by_products(pieces: _Pieces, layers: Sequence[_Layer], piece: _Piece, m: int) -> Tensor:
     """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences."""
-    taken = [_Taken(pieces, pair, piece) for pair in layers]
+    taken = [_Taken(pieces, layer, piece) for layer in layers]
     student, teacher = taken[:m], taken[m:]
     norms = torch.stack([_inner(t.query, t.key, t.query, t.key).sum() * t.factor**2 for t in taken])
     sides = [(torch.cat([t.query for t in ts], 2), torch.cat([t.key for t in ts], 2)) for ts in (student, teacher)]
@@ -145,16 +147,16 @@ def _inner(q: Tensor, k: Tensor, r: Tensor, s: Tensor) -> Tensor:
 
 def _backward_by_products(
     pieces: _Pieces,
-    student: Sequence[QueryKey],
-    teacher: Sequence[QueryKey],
+    student: Sequence[_Layer],
+    teacher: Sequence[_Layer],
     weights_MN: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: _Piece,
 ) -> None:
     """dQ_i = Σ_j g_ij (Q_i (K_iᵀK_i)/d_i - Q_j (K_jᵀK_i)/√(d_i d_j)), and dK_i likewise."""
-    taken = [_Taken(pieces, pair, piece) for pair in teacher]
-    for pair, (grad_query, grad_key), weights in zip(student, sides, weights_MN, strict=True):
-        own = _Taken(pieces, pair, piece)
+    taken = [_Taken(pieces, layer, piece) for layer in teacher]
+    for layer, (grad_query, grad_key), weights in zip(student, sides, weights_MN, strict=True):
+        own = _Taken(pieces, layer, piece)
         terms = [(own, float(weights.sum())), *((t, -w) for t, w in zip(taken, weights.tolist(), strict=True) if w)]
         if grad_query is not None:
             total = torch.zeros_like(own.query)
@@ -170,12 +172,24 @@ def _backward_by_products(
             pieces.give(grad_key, total, piece)
 
 
+class _Layer:
+    """One layer's queries and keys, opened once for all pieces, and what its scores are multiplied by.
+
+    On a CPU they are tuples of rows: to cut a row out for every piece would cost as much as a small product.
+    """
+
+    def __init__(self, pieces: _Pieces, pair: QueryKey) -> None:
+        heads, width = pair[0].shape[1], pair[0].shape[3]
+        self.factor = 1 / math.sqrt(width) / (heads if pieces.average else 1)
+        self.query, self.key = (tensor.unbind(0) if pieces.on_cpu else tensor for tensor in pair)
+
+
 class _Taken:
     """One layer's matrices of a piece, and what its scores are multiplied by."""
 
-    def __init__(self, pieces: _Pieces, pair: QueryKey, piece: _Piece) -> None:
-        self.query, self.key = (pieces.take(tensor, piece) for tensor in pair)
-        self.factor = pieces.factor(pair[0])
+    def __init__(self, pieces: _Pieces, layer: _Layer, piece: _Piece) -> None:
+        self.query, self.key = pieces.take(layer.query, piece), pieces.take(layer.key, piece)
+        self.factor = layer.factor
 
 
 @dataclass(frozen=True)
@@ -213,14 +227,13 @@ class _Pieces:
         self.count: Any = pairs * matrices
         """Over how many entries the mean runs."""
         self.elements, self.small = elements, is_small(elements)
-        self.layers = layers
         self.dtype = result_dtype([t for pair in layers for t in pair])
         if self.small and not self.on_cpu:
             # Elsewhere one cannot look which costs are close to their rounding; small tensors are all float64.
             self.dtype = torch.float64
         self._lengths = lengths.tolist() if self.on_cpu else []
         self._layers = len(layers)
-        self._first = first
+        self._device = first.device
         self._spaces: dict[str, Tensor] = {}
         self._widths = [q.shape[3] for q, _ in layers]
 
@@ -255,19 +268,20 @@ class _Pieces:
             return list(range(weights_MN.shape[1]))
         return [int(j) for j in (weights_MN != 0).any(0).nonzero().squeeze(1)]
 
-    def factor(self, query: Tensor) -> float:
-        """1/√d, and the mean over heads where they are averaged."""
-        return 1 / math.sqrt(query.shape[3]) / (query.shape[1] if self.average else 1)
-
-    def take(self, tensor_BHLd: Tensor, piece: _Piece) -> Tensor:
+    def take(self, opened: Any, piece: _Piece) -> Tensor:
         """The piece's matrices [n, l, d], or [n, l, H·d] for head averages: Σ_h Q_h K_hᵀ is one product over all."""
-        heads = slice(None) if self.average else piece.heads
         if self.on_cpu:
-            x = tensor_BHLd[piece.rows.start, heads]
-            x = x[:, : piece.length] if piece.index is None else x.index_select(1, piece.index)
-            x = x.to(self.dtype)
+            x: Tensor = opened[piece.rows.start]
+            if not self.average and piece.heads.stop - piece.heads.start < self.heads:
+                x = x[piece.heads]
+            if piece.index is not None:
+                x = x.index_select(1, piece.index)
+            elif piece.length < self.length:
+                x = x[:, : piece.length]
+            if x.dtype != self.dtype:
+                x = x.to(self.dtype)
             return x.transpose(0, 1).flatten(1).unsqueeze(0) if self.average else x
-        x = tensor_BHLd[piece.rows].to(self.dtype)
+        x = opened[piece.rows].to(self.dtype)
         if self.kept is not None:
             # Not a product with zero: padding may hold anything.
             x = x.masked_fill(~self.kept[piece.rows, None, :, None], 0)
@@ -284,11 +298,11 @@ class _Pieces:
         else:
             target.index_copy_(2, piece.index, values.to(grad_BHLd.dtype))
 
-    def scores(self, layers: Sequence[QueryKey], piece: _Piece) -> Tensor:
+    def scores(self, layers: Sequence[_Layer], piece: _Piece) -> Tensor:
         """Q Kᵀ/√d of a piece, [layers, n, l, l]; the space is used again by the next piece."""
-        taken = [_Taken(self, pair, piece) for pair in layers]
+        taken = [_Taken(self, layer, piece) for layer in layers]
         space = self.space("scores", (len(layers), len(taken[0].query), piece.length, piece.length))
-        for scores, t in zip(space, taken, strict=True):
+        for scores, t in zip(space.unbind(0), taken, strict=True):
             torch.baddbmm(scores, t.query, t.key.transpose(1, 2), beta=0, alpha=t.factor, out=scores)
         return space
 
@@ -296,5 +310,5 @@ class _Pieces:
         """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them."""
         size = math.prod(shape)
         if len(self._spaces.get(name, ())) < size:
-            self._spaces[name] = self._first.new_empty(size, dtype=self.dtype)
+            self._spaces[name] = torch.empty(size, dtype=self.dtype, device=self._device)
         return self._spaces[name][:size].view(shape)
