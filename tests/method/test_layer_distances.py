@@ -579,3 +579,11 @@ class TestLargeTensors:
             reference.attention_costs(paired(each[1]), teacher, keep), each,
             reference.attention_costs(paired(each[2]), teacher, keep, torch.float32),
         )  # fmt: skip
+
+    @pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+    def test_few_but_long_rows_keep_their_digits_too(self, noise: float) -> None:
+        """Long enough for products, too few entries for the rounding of float32 scores to average out."""
+        teacher = [tuple(normal(2 * i + k, 1, 2, 150, 4).float() for k in (0, 1)) for i in range(3)]
+        student = [tuple(noisy(x, noise, 2 * i + k) for k, x in enumerate(pair)) for i, pair in enumerate(teacher[:2])]
+        exact = reference.attention_costs(student, teacher)
+        assert worst_relative(attention_distances(student, teacher), exact) < 1e-6

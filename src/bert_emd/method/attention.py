@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype, too_close
+from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype, too_close, used_layers
 
 __all__ = ["AttentionDistances", "QueryKey"]
 
@@ -73,15 +73,13 @@ class AttentionDistances(torch.autograd.Function):
         grads = [new(t) if asked[i] and i < 2 * m else None for i, t in enumerate(flat)]
         wanted = [i for i in range(m) if asked[2 * i] or asked[2 * i + 1]]
         sides = [(grads[2 * i], grads[2 * i + 1]) for i in wanted]
-        needed = pieces.used(scale_MN[wanted])
+        needed = used_layers(scale_MN[wanted])
         weights_MN = scale_MN[wanted][:, needed]
         student, teacher = [layers[i] for i in wanted], [layers[m + j] for j in needed]
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
-                if pieces.products_win(piece, m):
-                    _backward_by_products(pieces, student, teacher, weights_MN, sides, piece)
-                else:
-                    _backward_by_scores(pieces, student, teacher, weights_MN, sides, piece)
+                backward = _backward_by_products if pieces.products_win(piece, m) else _backward_by_scores
+                backward(pieces, student, teacher, weights_MN, sides, piece)
         return (None, None, None, *grads)
 
 
@@ -155,21 +153,16 @@ def _backward_by_products(
 ) -> None:
     """dQ_i = Σ_j g_ij (Q_i (K_iᵀK_i)/d_i - Q_j (K_jᵀK_i)/√(d_i d_j)), and dK_i likewise."""
     taken = [_Taken(pieces, layer, piece) for layer in teacher]
-    for layer, (grad_query, grad_key), weights in zip(student, sides, weights_MN, strict=True):
+    for layer, grads, weights in zip(student, sides, weights_MN, strict=True):
         own = _Taken(pieces, layer, piece)
         terms = [(own, float(weights.sum())), *((t, -w) for t, w in zip(taken, weights.tolist(), strict=True) if w)]
-        if grad_query is not None:
-            total = torch.zeros_like(own.query)
-            for t, weight in terms:
-                inner = torch.bmm(t.key.transpose(1, 2), own.key)
-                total.baddbmm_(t.query, inner, alpha=weight * own.factor * t.factor)
-            pieces.give(grad_query, total, piece)
-        if grad_key is not None:
-            total = torch.zeros_like(own.key)
-            for t, weight in terms:
-                inner = torch.bmm(t.query.transpose(1, 2), own.query)
-                total.baddbmm_(t.key, inner, alpha=weight * own.factor * t.factor)
-            pieces.give(grad_key, total, piece)
+        for side, grad in enumerate(grads):
+            if grad is not None:
+                total = torch.zeros_like(own.sides[side])
+                for t, weight in terms:
+                    inner = torch.bmm(t.sides[1 - side].transpose(1, 2), own.sides[1 - side])
+                    total.baddbmm_(t.sides[side], inner, alpha=weight * own.factor * t.factor)
+                pieces.give(grad, total, piece)
 
 
 class _Layer:
@@ -188,7 +181,7 @@ class _Taken:
     """One layer's matrices of a piece, and what its scores are multiplied by."""
 
     def __init__(self, pieces: _Pieces, layer: _Layer, piece: _Piece) -> None:
-        self.query, self.key = pieces.take(layer.query, piece), pieces.take(layer.key, piece)
+        self.sides = self.query, self.key = pieces.take(layer.query, piece), pieces.take(layer.key, piece)
         self.factor = layer.factor
 
 
@@ -256,17 +249,14 @@ class _Pieces:
                 yield _Piece(slice(row, row + 1), slice(start, min(start + step, self.heads)), length, index)
 
     def products_win(self, piece: _Piece, m: int) -> bool:
-        """Whether d x d products cost less than scores: l > 2·S·T/(S + T), S and T all layers' widths together."""
-        if self.average or not self.on_cpu or piece.length < _SHORTEST_FOR_PRODUCTS:
+        """Whether d x d products cost less than scores: l > 2·S·T/(S + T), S and T all layers' widths together.
+
+        Small tensors keep to scores, whose norms say which costs have to be taken in float64.
+        """
+        if self.average or self.small or not self.on_cpu or piece.length < _SHORTEST_FOR_PRODUCTS:
             return False
         student, teacher = sum(self._widths[:m]), sum(self._widths[m:])
         return piece.length > 2 * student * teacher / (student + teacher)
-
-    def used(self, weights_MN: Tensor) -> list[int]:
-        """The teacher layers with any weight; all of them where looking would mean to wait for the device."""
-        if not self.on_cpu:
-            return list(range(weights_MN.shape[1]))
-        return [int(j) for j in (weights_MN != 0).any(0).nonzero().squeeze(1)]
 
     def take(self, opened: Any, piece: _Piece) -> Tensor:
         """The piece's matrices [n, l, d], or [n, l, H·d] for head averages: Σ_h Q_h K_hᵀ is one product over all."""

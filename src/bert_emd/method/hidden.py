@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype
+from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype, used_layers
 
 __all__ = ["HiddenDistances"]
 
@@ -45,7 +45,7 @@ class HiddenDistances(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(layers)
         for i in wanted:
             grads[i] = layers[i].new_zeros(layers[i].shape)
-        needed = rows.used(scale_MN[wanted])
+        needed = used_layers(scale_MN[wanted])
         weights_MN = scale_MN[:, needed]
         for piece in rows.pieces():
             stacked = rows.stack([layers[i] for i in wanted] + [layers[m + j] for j in needed], piece)
@@ -95,12 +95,6 @@ class _Rows:
     def pieces(self) -> Iterator[slice]:
         for start in range(0, self.total, self.step):
             yield slice(start, min(start + self.step, self.total))
-
-    def used(self, weights_MN: Tensor) -> list[int]:
-        """The teacher layers with any weight; all of them where looking would mean to wait for the device."""
-        if not self.on_cpu:
-            return list(range(weights_MN.shape[1]))
-        return [int(j) for j in (weights_MN != 0).any(0).nonzero().squeeze(1)]
 
     def stack(self, layers: Any, piece: slice) -> Tensor:
         """[layers, R, D] in the working precision; the space is used again by the next piece."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["is_small", "on_cpu", "pair_sums", "result_dtype", "too_close"]
+__all__ = ["is_small", "on_cpu", "pair_sums", "result_dtype", "too_close", "used_layers"]
 
 # float32 products over this many elements keep their digits; the chunks are added up in float64.
 _CHUNK = 1024
@@ -29,6 +29,13 @@ def on_cpu(tensor: Tensor) -> bool:
 def is_small(elements: int) -> bool:
     """Whether one layer has so few elements that `pair_sums` should take differences only."""
     return elements < _SMALL
+
+
+def used_layers(weights_MN: Tensor) -> list[int]:
+    """The teacher layers with any weight; all of them where looking would mean to wait for the device."""
+    if not on_cpu(weights_MN):
+        return list(range(weights_MN.shape[1]))
+    return [int(j) for j in (weights_MN != 0).any(0).nonzero().squeeze(1)]
 
 
 def result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
