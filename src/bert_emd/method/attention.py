@@ -23,6 +23,8 @@ QueryKey = tuple[Tensor, Tensor]
 
 # Elements of all layers' scores in one piece: a CPU's cache, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
+# The same for queries and keys where no scores are made: large products are fewer calls.
+_PIECE_OF_PRODUCTS = 1 << 24
 # The d x d products are sums of both signs, so they lose digits earlier than the scores do.
 _TOO_CLOSE_BY_PRODUCTS = 0.3
 _SHORTEST_FOR_PRODUCTS = 128
@@ -41,14 +43,14 @@ class AttentionDistances(torch.autograd.Function):
     def forward(ctx: Any, mask: Tensor | None, m: int, average: bool, *flat: Tensor) -> Tensor:
         ctx.save_for_backward(*flat)
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        pieces = _Pieces(mask, pairs, average)
+        pieces = _Pieces(mask, pairs, average, m)
         ctx.pieces, ctx.m = pieces, m
         layers = [_Layer(pieces, pair) for pair in pairs]
         total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=flat[0].device)
         norms = torch.zeros(len(layers), dtype=torch.float64)
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
-                if pieces.products_win(piece, m):
+                if piece.products:
                     total_MN += _by_products(pieces, layers, piece, m)
                 else:
                     scores = pieces.scores(layers, piece).flatten(1)
@@ -58,6 +60,7 @@ class AttentionDistances(torch.autograd.Function):
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
                     total_MN[i, j] = _in_float64(mask, [pairs[i], pairs[m + j]], average)
+        pieces.release()
         cost_MN: Tensor = total_MN / pieces.count
         return cost_MN.to(result_dtype(list(flat)))
 
@@ -78,15 +81,16 @@ class AttentionDistances(torch.autograd.Function):
         student, teacher = [layers[i] for i in wanted], [layers[m + j] for j in needed]
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
-                backward = _backward_by_products if pieces.products_win(piece, m) else _backward_by_scores
+                backward = _backward_by_products if piece.products else _backward_by_scores
                 backward(pieces, student, teacher, weights_MN, sides, piece)
+        pieces.release()
         return (None, None, None, *grads)
 
 
 def _in_float64(mask: Tensor | None, pair: Sequence[QueryKey], average: bool) -> Tensor:
     """The sum for one pair of layers whose difference is near the rounding of float32 scores."""
     wide = [(q.double(), k.double()) for q, k in pair]
-    pieces = _Pieces(mask, wide, average)
+    pieces = _Pieces(mask, wide, average, 1)
     layers = [_Layer(pieces, each) for each in wide]
     total = torch.zeros((), dtype=torch.float64)
     for piece in pieces:
@@ -192,6 +196,8 @@ class _Piece:
     rows: slice
     heads: slice
     length: int
+    products: bool = False
+    """Whether d x d products cost less here than scores."""
     index: Tensor | None = None
     """The kept positions, where they are not simply the first ones."""
 
@@ -203,7 +209,7 @@ class _Pieces:
     small kernels and waiting for the device would cost more than padding does.
     """
 
-    def __init__(self, mask: Tensor | None, layers: Sequence[QueryKey], average: bool) -> None:
+    def __init__(self, mask: Tensor | None, layers: Sequence[QueryKey], average: bool, m: int) -> None:
         first = layers[0][0]
         self.batch, self.heads, self.length, _ = first.shape
         self.average = average
@@ -228,7 +234,8 @@ class _Pieces:
         self._layers = len(layers)
         self._device = first.device
         self._spaces: dict[str, Tensor] = {}
-        self._widths = [q.shape[3] for q, _ in layers]
+        widths = [q.shape[3] for q, _ in layers]
+        self._widths = sum(widths[:m]), sum(widths[m:])
 
     def __iter__(self) -> Iterator[_Piece]:
         if not self.on_cpu:
@@ -242,21 +249,24 @@ class _Pieces:
             index = None
             if self.kept is not None and not bool(self.kept[row, :length].all()):
                 index = self.kept[row].nonzero().squeeze(1)
-            step = self.heads
-            if not self.average:
+            step, products = self.heads, self._products_win(length)
+            if products:
+                step = max(1, min(step, _PIECE_OF_PRODUCTS // (sum(self._widths) * length)))
+            elif not self.average:
                 step = max(1, min(step, _PIECE["cpu"] // (self._layers * length**2)))
             for start in range(0, self.heads, step):
-                yield _Piece(slice(row, row + 1), slice(start, min(start + step, self.heads)), length, index)
+                heads = slice(start, min(start + step, self.heads))
+                yield _Piece(slice(row, row + 1), heads, length, products, index)
 
-    def products_win(self, piece: _Piece, m: int) -> bool:
+    def _products_win(self, length: int) -> bool:
         """Whether d x d products cost less than scores: l > 2·S·T/(S + T), S and T all layers' widths together.
 
         Small tensors keep to scores, whose norms say which costs have to be taken in float64.
         """
-        if self.average or self.small or not self.on_cpu or piece.length < _SHORTEST_FOR_PRODUCTS:
+        if self.average or self.small or length < _SHORTEST_FOR_PRODUCTS:
             return False
-        student, teacher = sum(self._widths[:m]), sum(self._widths[m:])
-        return piece.length > 2 * student * teacher / (student + teacher)
+        student, teacher = self._widths
+        return length > 2 * student * teacher / (student + teacher)
 
     def take(self, opened: Any, piece: _Piece) -> Tensor:
         """The piece's matrices [n, l, d], or [n, l, H·d] for head averages: Σ_h Q_h K_hᵀ is one product over all."""
@@ -302,3 +312,7 @@ class _Pieces:
         if len(self._spaces.get(name, ())) < size:
             self._spaces[name] = torch.empty(size, dtype=self.dtype, device=self._device)
         return self._spaces[name][:size].view(shape)
+
+    def release(self) -> None:
+        """Forget the space: between forward and backward it would only be in the way."""
+        self._spaces.clear()

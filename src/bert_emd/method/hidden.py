@@ -16,7 +16,7 @@ from bert_emd.method.pair_sums import is_small, on_cpu, pair_sums, result_dtype,
 __all__ = ["HiddenDistances"]
 
 # Elements of all layers' rows in one piece: a CPU's cache, or enough to fill a GPU.
-_PIECE = {"cpu": 1 << 20, "other": 1 << 24}
+_PIECE = {"cpu": 1 << 21, "other": 1 << 24}
 
 
 class HiddenDistances(torch.autograd.Function):
@@ -31,6 +31,7 @@ class HiddenDistances(torch.autograd.Function):
         for piece in rows.pieces():
             stacked = rows.stack(layers, piece).flatten(1)
             total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small)
+        rows.release()
         ctx.count = rows.count * layers[0].shape[-1]
         cost_MN: Tensor = total_MN / ctx.count
         return cost_MN.to(result_dtype(list(layers)))
@@ -44,7 +45,8 @@ class HiddenDistances(torch.autograd.Function):
         wanted = [i for i in range(m) if ctx.needs_input_grad[2 + i]]
         grads: list[Tensor | None] = [None] * len(layers)
         for i in wanted:
-            grads[i] = layers[i].new_zeros(layers[i].shape)
+            # Padding, which no piece writes, has no gradient.
+            grads[i] = torch.empty_like(layers[i]) if rows.index is None else torch.zeros_like(layers[i])
         needed = used_layers(scale_MN[wanted])
         weights_MN = scale_MN[:, needed]
         for piece in rows.pieces():
@@ -52,6 +54,7 @@ class HiddenDistances(torch.autograd.Function):
             student, teacher = stacked[: len(wanted)], stacked[len(wanted) :]
             for i, s in zip(wanted, student, strict=True):
                 rows.give(grads[i], _weighted_differences(s, teacher, weights_MN[i]), piece)
+        rows.release()
         return (None, None, *grads)
 
 
@@ -121,3 +124,7 @@ class _Rows:
         assert grad is not None
         flat = grad.view(-1, self.width)
         flat[piece if self.index is None else self.index[piece]] = values_RD.to(grad.dtype)
+
+    def release(self) -> None:
+        """Forget the space: between forward and backward it would only be in the way."""
+        self._space = self._space.new_empty(0)
