@@ -117,11 +117,7 @@ def test_going_back_to_the_first_stage_forgets_the_second(
     straight: tuple[Path, Any], teacher: str, files: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "student"
-    distill(
-        teacher,
-        None,
-        config=quick_distill(folder, **files, **TWO, trainer_args={"disable_tqdm": True, "save_total_limit": 5}),
-    )
+    distill(teacher, None, config=quick_distill(folder, **files, **TWO))
     back = str(folder / "intermediate" / "checkpoint-6")
     resumed = distill(teacher, None, config=quick_distill(folder, **files, **TWO, resume_from_checkpoint=back))
     assert same_tensors(model_state(straight[0]), model_state(folder))
