@@ -125,7 +125,7 @@ def test_a_broken_pipe_is_no_traceback(argv, statuses):
         (["evaluate", "--model_name_or_path", "D"], "there is no data"),
         (["predict", "--model_name_or_path", "D", "--task_name", "RTE"], "--output_dir is missing"),
         (["evaluate", "--preset", "paper"], "unknown flag --preset"),
-        (["distill", "--preset", "papr", "--task_name", "RTE"], "there is no preset 'papr'; known: paper"),
+        (["distill", "--preset", "papr", "--task_name", "RTE"], "there is no preset 'papr'; known: paper, tinybert"),
         (["distill", "--config", "none.yaml"], "--config none.yaml: there is no such file"),
         (["quickstart", "--sed", "1"], "unknown flag --sed; did you mean --seed?"),
         (["quickstart", "--seed", "x"], "--seed must be a whole number, not 'x'"),

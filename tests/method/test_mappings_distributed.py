@@ -32,6 +32,13 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "uniform": ("uniform", {}, True),
     "uniform-no-mask": ("uniform", {}, False),
     "pkd": ("pkd", {}, True),
+    "emd-relative": ("emd", {"cost_scale": "relative"}, True),
+    "all-to-one-relative": ("all-to-one", {"cost_scale": "relative"}, True),
+    "random-relative-no-mask": ("random", {"cost_scale": "relative"}, False),
+    "last-cls": ("last", {"state_loss": "cls"}, True),
+    "manual": ("manual", {"layer_map": "1:2,2:4,2:1"}, True),
+    "minilm": ("minilm", {}, True),
+    "minilm-no-mask": ("minilm", {}, False),
 }
 
 
@@ -42,9 +49,9 @@ class Student(nn.Module):
         super().__init__()
         self.mapping = build_mapping(name, MappingOptions(num_student=M, num_teacher=N, **settings))
         needs = self.mapping.needs
-        matched = M - 1 if name == "pkd" else M
-        keys = ["embedding"] * needs.embedding + ["query", "key"] * needs.attention
-        keys += [f"hidden{i}" for i in range(matched)] * needs.hidden
+        layers = self.mapping.student_needs.layers
+        keys = ["embedding"] * needs.embedding + ["query", "key"] * needs.attention + ["value"] * needs.values
+        keys += [f"hidden{i}" for i in (range(M) if layers is None else layers)] * needs.hidden
         generator = torch.Generator().manual_seed(1)
         self.weights = nn.ParameterDict(
             {k: nn.Parameter(torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) / WIDTH) for k in keys}
@@ -62,10 +69,13 @@ class Student(nn.Module):
             embedding=applied("embedding"),
             hidden=[applied(f"hidden{i}") for i in range(M)],
             attention=[(split((i + 1) * applied("query")), split(applied("key"))) for i in range(M)],
+            values=[split(applied("value")) for _ in range(M)],
         )
         loss = self.mapping(student, teacher, mask)
         self.record = loss.record
-        return torch.stack([t for t in (loss.attention, loss.hidden, loss.embedding) if t is not None]).sum()
+        return torch.stack(
+            [t for t in (loss.attention, loss.hidden, loss.relation, loss.embedding) if t is not None]
+        ).sum()
 
 
 def batch(step: int, texts: slice, masked: bool) -> tuple[Tensor, Features, Tensor | None]:
@@ -80,7 +90,12 @@ def batch(step: int, texts: slice, masked: bool) -> tuple[Tensor, Features, Tens
     layers = [(1 + j / 2) * draw()[texts, :own] for j in range(N + 2)]
     inputs, embedding, hidden = layers[0], layers[1], layers[2:]
     heads = [layer.unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in hidden]
-    teacher = Features(embedding=embedding, hidden=hidden, attention=[(heads[j], heads[(j + 1) % N]) for j in range(N)])
+    teacher = Features(
+        embedding=embedding,
+        hidden=hidden,
+        attention=[(heads[j], heads[(j + 1) % N]) for j in range(N)],
+        values=[heads[(j + 2) % N] for j in range(N)],
+    )
     mask = torch.arange(own) < lengths[texts][:, None]
     return inputs, teacher, None if mask.all() else mask
 

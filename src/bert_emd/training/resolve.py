@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from bert_emd.errors import UserError
 from bert_emd.training.config import DataConfig, DistillConfig, FinetuneConfig, RunConfig
+from bert_emd.training.distill_checks import tinybert_switches
 from bert_emd.training.effects import without_effect
-from bert_emd.training.presets import PRESETS, paper_preset, student_depth
+from bert_emd.training.presets import preset_values
 from bert_emd.training.trainer_fields import ACCEPTED, OURS, REFUSED, check_trainer_args, trainer_type
 from bert_emd.training.values import convert, nearest, show
 
@@ -20,7 +21,7 @@ __all__ = ["Resolved", "field_types", "resolve", "spellings", "unknown_name", "w
 
 ConfigT = TypeVar("ConfigT", bound=DataConfig)
 
-FLAG, CONFIG, TINYBERT, PAPER, DEFAULT = "flag", "config", "tinybert", "preset paper", "default"
+FLAG, CONFIG, PRED_DISTILL, TINYBERT, DEFAULT = "flag", "config", "pred_distill", "tinybert", "default"
 _EXTRA = "trainer_args"
 
 _PER_PART = ("per_gpu_train_batch_size", "per_device_train_batch_size")
@@ -30,9 +31,6 @@ _SHORT: Mapping[str, str] = MappingProxyType({
     "max_length": "max_seq_length", "teacher": "teacher_model", "student": "student_model", "task": "task_name",
     "model": "model_name_or_path", "output": "output_dir",
 })  # fmt: skip
-_TINYBERT: Mapping[str, Any] = MappingProxyType(
-    {"one_step": False, "use_emd": False, "new_pred_loss": False, "learning_rate": 5e-5}
-)
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Resolved(Generic[ConfigT]):
 
     config: ConfigT
     sources: dict[str, str]
-    """For each field: ``flag``, ``config``, ``tinybert``, ``preset paper`` or ``default``."""
+    """For each field: ``flag``, ``config``, ``pred_distill``, ``tinybert``, ``preset NAME`` or ``default``."""
     trainer_sources: dict[str, str]
     """The same for each entry of ``trainer_args``."""
     unused: dict[str, str]
@@ -68,13 +66,17 @@ def resolve(
     preset = preset if preset is not None else file_preset
     layers = {FLAG: _typed(cls, flags, FLAG), CONFIG: _typed(cls, file, CONFIG, file_name)}
     user = {**layers[CONFIG], **layers[FLAG]}
+    preset_layer, notes = preset_values(cls, preset, user) if preset is not None else ({}, [])
+    if user.get("pred_distill"):
+        # The reference's prediction stage has warm-up and decay whatever the intermediate one has.
+        layers[PRED_DISTILL] = {"lr_scheduler": "linear"}
     if user.get("tinybert"):
         if all(user.get(name) is True for name in ("one_step", "use_emd", "new_pred_loss")):
             raise UserError("tinybert means one_step, use_emd and new_pred_loss false, and all three are given as true")
-        layers[TINYBERT] = dict(_TINYBERT)
-    notes: list[str] = []
+        schedule = {**preset_layer, **user}.get("schedule", "one-step")
+        layers[TINYBERT] = {**tinybert_switches(bool(user.get("pred_distill")), schedule), "learning_rate": 5e-5}
     if preset is not None:
-        layers[PAPER], notes = _preset(cls, preset, user)
+        layers[f"preset {preset}"] = preset_layer
 
     values: dict[str, Any] = {}
     sources = dict.fromkeys((f.name for f in dataclasses.fields(cls)), DEFAULT)
@@ -146,6 +148,7 @@ def _typed(
 ) -> dict[str, Any]:
     """The given values under the fields' own names and in their types; the engine's fields below ``trainer_args``."""
     names, types = spellings(cls), field_types(cls)
+    readers = {f.name for f in dataclasses.fields(cls) if f.metadata.get("read") is not None}
     prefix, suffix = ("--", "") if source == FLAG else ("", f" in {file_name or 'the config file'}")
     typed: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -161,7 +164,8 @@ def _typed(
             extra.update(check_trainer_args(convert(value, types[name], where)))
         elif name in types:
             value = _resume_value(value) if name == "resume_from_checkpoint" else value
-            typed[name] = convert(value, types[name], where)
+            # A field that takes several forms is read by the configuration itself.
+            typed[name] = value if name in readers else convert(value, types[name], where)
         elif name in ACCEPTED and _EXTRA in types:
             extra.update(check_trainer_args({name: convert(value, trainer_type(name), where)}))
         else:
@@ -177,10 +181,3 @@ def _resume_value(value: Any) -> Any:
     if text in ("true", "yes"):
         return "true"
     return None if text in ("false", "no") else value
-
-
-def _preset(cls: type[DataConfig], preset: str, user: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}")
-    depth = student_depth(user) if issubclass(cls, DistillConfig) else None
-    return paper_preset(cls, user.get("task_name"), depth)
