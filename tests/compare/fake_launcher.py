@@ -45,10 +45,12 @@ def main() -> int:
     seed = int(flags.get("--seed", 42))
     last = SCORES.get(flags.get("--mapping", ""), 0.9) + 0.01 * seed * seed
     chosen = {"matthews_correlation": last + 0.02}
+    seen = not (Path(flags.get("--teacher_model", "")) / "run.json").is_file()
     metrics = {
         "metric": "matthews_correlation", "last": {"matthews_correlation": last}, "student": chosen, "model": chosen,
-        "teacher": {"matthews_correlation": 0.9}, "trivial": {"matthews_correlation": 0.0}, "selection": {"rows": 6},
-        "reported_on": "validation", "optimistic": False, "best_step": 3, "last_step": 6, "train_seconds": 1.0,
+        "teacher": {"matthews_correlation": 0.9}, "trivial": {"matthews_correlation": 0.0},
+        "selection": {"rows": 6, "teacher_may_have_seen": seen}, "reported_on": "validation", "optimistic": False,
+        "best_step": 3, "last_step": 6, "train_seconds": 1.0,
     }  # fmt: skip
     metrics.pop("student" if command == "finetune" else "model")
     (out / "model.safetensors").write_bytes(b"weights")

@@ -24,7 +24,7 @@ from bert_emd.studies.compare.process import command_of, environments
         ({"methods": ("emd", "emd+rule=ratio")}, "emd and emd\\+rule=ratio are one and the same"),
         ({"methods": ("emd+rule=hard",)}, "rule.* must be one of .*'hard'"),
         ({"methods": ("pkd",), "student_layers": (2, 1)}, "PKD needs a student of 2 layers"),
-        ({"methods": None}, "which methods"),
+        ({"methods": ()}, "which methods"),
         ({"seeds": (1, 2, 1)}, "seeds names 1 twice"),
         ({"seeds": (-1,)}, "seeds must lie between"),
         ({"student_layers": (5,)}, "students of 5 layers are deeper than the teacher of 4"),

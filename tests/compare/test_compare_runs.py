@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import compare_data
@@ -18,6 +19,8 @@ from matplotlib import image
 from scipy import stats
 
 from bert_emd import UserError, compare
+from bert_emd.cli.main import main
+from bert_emd.studies.compare import study as study_module
 
 SCORES = {"none": 0.50, "kd": 0.55, "emd": 0.62}
 
@@ -33,15 +36,13 @@ def study(out: Path):
 
 def test_all_cells_are_run_once_and_the_tables_are_those_of_the_raw_numbers(data, tmp_path, calls):
     made = config(tmp_path / "out", data, methods=("none", "kd", "emd"), seeds=(1, 2, 4), task_name=("CoLA", "SST-2"),
-                  student_layers=(3, 2), jobs=3)  # fmt: skip
+                  jobs=3)  # fmt: skip
     result = compare(made, launcher=FAKE, command=["bert-emd", "compare", "--methods", "a b"])
     assert result.failures == []
-    assert len(calls()) == len({c["out"] for c in calls()}) == 2 + 3 * 3 * 2 * 2
+    assert len(calls()) == len({c["out"] for c in calls()}) == 2 + 3 * 3 * 2
     found = study(tmp_path / "out")
     assert found["command"] == "bert-emd compare --methods 'a b'"
-    assert [(t["task"], t["layers"]) for t in found["tables"]] == [
-        ("CoLA", 3), ("CoLA", 2), ("SST-2", 3), ("SST-2", 2), (None, 3), (None, 2),
-    ]  # fmt: skip
+    assert [(t["task"], t["layers"]) for t in found["tables"]] == [("CoLA", 2), ("SST-2", 2), (None, 2)]
     for table in found["tables"]:
         for row in table["rows"]:
             # From the raw cells alone, by loops and SciPy.
@@ -71,12 +72,27 @@ def test_all_cells_are_run_once_and_the_tables_are_those_of_the_raw_numbers(data
     assert "6 rows (a tenth of the training data, held out) choose, scores are on validation" in text
     assert "Not there yet" not in text
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open(encoding="utf-8")))
-    assert len(rows) == 6 * 3
+    assert len(rows) == 3 * 3
     assert float(rows[2]["last_minus_none"]) == pytest.approx(0.12)
     picture = image.imread(tmp_path / "out" / "comparison.png")
     assert picture.shape[0] > 300
     assert picture[..., :3].std() > 0.05
     assert not list((tmp_path / "out").glob("runs/**/checkpoint-*"))
+
+
+def test_selection_and_optimism_are_labelled(data, tmp_path, calls):
+    out = tmp_path / "dev"
+    compare(config(out, data, select_on="dev"), launcher=FAKE)
+    text = (out / "comparison.md").read_text(encoding="utf-8")
+    assert "**Optimistic** (select_on dev): CoLA: 24 rows (validation) choose, scores are on validation" in text
+    out = tmp_path / "ready"
+    ready = {"teacher_model": (data["encoder"],), "model_name_or_path": None}
+    compare(config(out, data, **ready), launcher=FAKE)
+    text = (out / "comparison.md").read_text(encoding="utf-8")
+    assert "Optimistic" not in text
+    assert "CoLA: the ready teacher may have seen the rows that choose." in text
+    assert "| the teacher (ready, may have seen the rows that chose) |  |  |  |  | 90.0 |" in text
+    assert len(calls()) == 5 + 4
 
 
 def test_a_rerun_skips_what_is_done_and_takes_more_seeds_and_methods(data, tmp_path, calls):
@@ -164,7 +180,6 @@ _SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
 from compare_data import FAKE
-from bert_emd.cli import compare as command
 from bert_emd.studies.compare import study
 from bert_emd.cli.main import main
 original = study.compare
@@ -173,14 +188,17 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(data, out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
-    words = ["compare", "--methods", "none,kd", "--seeds", "1,2", "--task_name", "CoLA", "--student_layers", "2",
-             "--model_name_or_path", data["encoder"], "--data_dir", data["glue"], "--no_cuda", "--jobs", "2",
-             "--output_dir", str(out), *more]  # fmt: skip
+def arguments(data, out: Path) -> list[str]:
+    return ["compare", "--methods", "none,kd", "--seeds", "1,2", "--task_name", "CoLA", "--student_layers", "2",
+            "--model_name_or_path", data["encoder"], "--data_dir", data["glue"], "--no_cuda", "--jobs", "2",
+            "--output_dir", str(out)]  # fmt: skip
+
+
+def start(data, out: Path, **environment: str) -> subprocess.Popen[str]:
     code = _SCRIPT.format(folder=str(Path(__file__).parent))
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     return subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, *arguments(data, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": paths} | environment,
     )  # fmt: skip
 
@@ -193,7 +211,7 @@ def wait_for(condition) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_in_the_middle_and_started_again(data, tmp_path, calls, how):
+def test_stopped_in_the_middle_and_started_again(data, tmp_path, calls, caplog, how):
     out = tmp_path / "out"
     process = start(data, out, FAKE_HANG="kd-seed1")
     hung = out / "runs" / "CoLA" / "2-layers" / "kd-seed1"
@@ -211,30 +229,34 @@ def test_stopped_in_the_middle_and_started_again(data, tmp_path, calls, how):
     states = {(c["method"], c["seed"]): c["state"] for c in study(out)["cells"]}
     assert states["none", 1] == "done"
     before = [c["out"] for c in calls()]
-    again = start(data, out)
-    text, err = again.communicate(timeout=240)
-    assert again.returncode == 0, err
+    with caplog.at_level("INFO", "bert_emd"):
+        assert compare(config(out, data, jobs=2), launcher=FAKE).failures == []
     later = calls()[len(before) :]
     assert [c["resumed"] for c in later if c["out"] == str(hung)] == [True]
     assert str(out / "runs" / "CoLA" / "2-layers" / "none-seed1") not in [c["out"] for c in later]
-    assert "CoLA, 2 layers, kd, seed 1: goes on from its checkpoint" in text
+    assert "CoLA, 2 layers, kd, seed 1: goes on from its checkpoint" in caplog.text
     assert "1 of the runs were interrupted and went on" in (out / "comparison.md").read_text(encoding="utf-8")
     assert all(c["state"] == "done" for c in study(out)["cells"])
 
 
-def test_the_exit_status_tells_some_from_all(data, tmp_path, calls):
-    process = start(data, tmp_path / "some", FAKE_FAIL="kd-seed2")
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 1
-    assert err.splitlines()[-1].startswith(
-        "error: 1 runs failed, the first of them CoLA, 2 layers, kd, seed 2: there is"
-    )
-    process = start(data, tmp_path / "all", FAKE_FAIL="teacher")
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 2
-    assert (
-        err.splitlines()[-1] == "error: no run could be made; CoLA: the teacher, seed 42: there is no room on the disk"
-    )
+@pytest.mark.parametrize(
+    ("word", "status", "line"),
+    [
+        ("kd-seed2", 1, "error: 1 runs failed, the first of them CoLA, 2 layers, kd, seed 2: there is no room"),
+        ("teacher", 2, "error: no run could be made; CoLA: the teacher, seed 42: there is no room on the disk"),
+        ("nothing", 0, ""),
+    ],
+)  # fmt: skip
+def test_the_exit_status_tells_some_from_all(data, tmp_path, calls, monkeypatch, capsys, word, status, line):
+    monkeypatch.setattr(study_module, "compare", partial(compare, launcher=FAKE))
+    monkeypatch.setenv("FAKE_FAIL", word)
+    assert main(arguments(data, tmp_path / "out")) == status
+    captured = capsys.readouterr()
+    assert captured.err[: len(line)] == line
+    assert bool(captured.err) is bool(status)
+    if status != 2:
+        assert "CoLA, 2 layers: matthews_correlation" in captured.out
+        assert "[5/5] CoLA, 2 layers, kd, seed 2" in captured.out
 
 
 def test_a_run_ends_with_the_comparison_that_started_it():

@@ -9,6 +9,7 @@ from scipy import stats
 
 from bert_emd import UserError
 from bert_emd.studies.compare.methods import parse_method, parse_methods
+from bert_emd.studies.compare.render import as_markdown
 from bert_emd.studies.compare.statistics import over_seeds, over_tasks, paired_difference
 from bert_emd.studies.compare.tables import build_tables, reference
 
@@ -94,6 +95,17 @@ def test_the_table_over_all_tasks_pairs_the_means_of_each_seed():
 )  # fmt: skip
 def test_a_difference_is_to_the_baseline_of_the_same_start(method, starts, expected):
     assert reference(method, "none", starts) == expected
+
+
+def test_a_baseline_of_another_start_is_named_below_the_table():
+    cells = [cell("A", m, s, 0.5, 0.5) for m in ("none@pretrained", "emd", "emd@pretrained") for s in (1, 2)]
+    cells = [c | {"command": "", "folder": ""} for c in cells]
+    study = {"notes": [], "tables": build_tables(cells), "cells": cells, "teachers": [{"task": "A", "ready": True}],
+             "tasks": [{"task": "A", "metric": "accuracy"}], "seeds": [1, 2], "command": ""}  # fmt: skip
+    text = as_markdown(study)
+    assert "- `emd` − none: the difference to `none@pretrained` (start: pretrained)." in text
+    assert "`emd@pretrained` − none" not in text
+    assert "to the baseline of the same start" in text
 
 
 def test_a_method_is_a_name_options_and_a_start():

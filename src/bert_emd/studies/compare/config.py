@@ -41,7 +41,7 @@ class CompareConfig:
     """`bert-emd compare`: methods x seeds x tasks x depths."""
 
     # fmt: off
-    methods: tuple[str, ...] | None = opt(None, "what is compared: names of mappings, kd and none, with options of their own and the students' start behind them: none,kd,emd+rule=softmax+beta=10,none@pretrained (a method that holds a comma in double quotes)", group=COMPARE)
+    methods: tuple[str, ...] = opt((), "what is compared: names of mappings, kd and none, with options of their own and the students' start behind them: none,kd,emd+rule=softmax+beta=10,none@pretrained (a method that holds a comma in double quotes)", group=COMPARE)
     seeds: tuple[int, ...] = opt((1, 2, 3), "the students' seeds", group=COMPARE)
     task_name: tuple[str, ...] | None = opt(None, "the GLUE tasks; without them your own files", group=COMPARE)
     student_layers: tuple[int, ...] | None = opt(None, "the students' depths (default: half of the teacher's)", group=COMPARE)
@@ -59,7 +59,8 @@ class CompareConfig:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, convert(getattr(self, f.name), hints[f.name], f.name))
+            if (value := getattr(self, f.name)) != f.default:
+                object.__setattr__(self, f.name, convert(value, hints[f.name], f.name))
         object.__setattr__(self, "options", {option_name(n): v for n, v in self.options.items()})
         object.__setattr__(self, "teacher_options", {_teacher_name(n): v for n, v in self.teacher_options.items()})
         if not self.methods:

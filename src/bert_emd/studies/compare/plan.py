@@ -91,7 +91,7 @@ def make_plan(config: CompareConfig) -> Plan:
     Raises:
         UserError: an unknown method or option, a depth the teacher does not have, data that cannot be read, …
     """
-    methods = parse_methods(config.methods or ())
+    methods = parse_methods(config.methods)
     names = config.task_name or (None,)
     ready = _ready_teachers(config, [name for name in names if name is not None])
     teachers: list[Run] = []

@@ -23,7 +23,9 @@ def draw(study: Mapping[str, Any], *formats: str) -> dict[str, bytes]:
     from matplotlib.lines import Line2D
 
     tables = study["tables"]
-    columns = min(_COLUMNS, len(tables))
+    # A row of panels a task, where the depths fit beside each other.
+    depths = len({table["layers"] for table in tables})
+    columns = depths if 1 < depths <= _COLUMNS else min(_COLUMNS, len(tables))
     rows = -(-len(tables) // columns)
     methods = max(len(table["rows"]) for table in tables)
     names = max(len(row["method"]) for table in tables for row in table["rows"])

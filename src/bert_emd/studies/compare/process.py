@@ -70,6 +70,8 @@ class Process:
         self.ledger.settle()
         resumed = self.ledger.resumable(settings, run.data, teacher)
         words = [*launcher, *run.arguments]
+        if "disable_tqdm" not in run.config.trainer_args:
+            words += ["--disable_tqdm", "false"]  # its bar is what tells the progress
         if resumed:
             words += ["--resume_from_checkpoint", "true"]
         elif run.folder.exists():
@@ -87,12 +89,18 @@ class Process:
             start_new_session=True, pass_fds=() if lock is None else (lock,),
         )  # fmt: skip
         self.resumed = resumed
+        self._steps = 0
+        self._progress: tuple[int, int] | None = None
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """Steps done and all steps, as the log's last progress bar over more than one step says."""
-        found = _STEP.findall(self._tail())
-        return (int(found[-1][0]), int(found[-1][1])) if found else None
+        """Steps done and all steps, as the last bar of training in the log says."""
+        bars = [(int(done), int(total)) for done, total in _STEP.findall(self._tail())]
+        # Evaluation has bars of its own, over fewer batches.
+        self._steps = max([self._steps, *(total for _, total in bars)])
+        own = [bar for bar in bars if bar[1] == self._steps]
+        self._progress = own[-1] if own else self._progress
+        return self._progress
 
     def poll(self) -> int | None:
         """The exit status once it has ended, which is then on record."""

@@ -35,8 +35,6 @@ def as_markdown(study: Mapping[str, Any]) -> str:
         lines += [_line(_cells(row, table, study["seeds"], study["cells"])) for row in table["rows"]]
         lines += _references(table, teachers)
         lines += ["", *(f"- {note}" for note in _against(table)), ""]
-    if any(_against(table) for table in study["tables"]):
-        lines.append("")
     lines += ["![every seed](comparison.png)", ""]
     lines += _missing(study)
     return "\n".join(_without_double_blanks(lines)) + "\n"
@@ -135,19 +133,19 @@ def _references(table: Mapping[str, Any], teachers: Mapping[str, Mapping[str, An
 
 
 def _against(table: Mapping[str, Any]) -> list[str]:
-    """Which run a difference is taken to, where the name alone does not tell."""
+    """Which run a difference is taken to, where it is not the plain baseline of the same start."""
     starts = {row["method"]: row["start"] for row in table["rows"]}
     notes = []
-    for row in table["rows"]:
-        for baseline in BASELINES:
-            values = row[f"minus_{baseline}"]
-            if values is None:
-                continue
-            other = values["against"]
-            several = sum(parse_method(spec).name == baseline for spec in starts) > 1
-            if several or starts[other] != row["start"] or parse_method(other).options:
-                apart = "" if starts[other] == row["start"] else f", which starts elsewhere ({starts[other]})"
-                notes.append(f"`{row['method']}` − {baseline}: the difference to `{other}`{apart}")
+    if len(set(starts.values())) > 1:
+        notes.append("Differences are to the baseline of the same start, where there is one.")
+    for baseline in BASELINES:
+        others: dict[str, list[str]] = {}
+        for row in table["rows"]:
+            other = (row[f"minus_{baseline}"] or {}).get("against")
+            if other is not None and (starts[other] != row["start"] or parse_method(other).options):
+                others.setdefault(other, []).append(f"`{row['method']}`")
+        for other, methods in others.items():
+            notes.append(f"{', '.join(methods)} − {baseline}: the difference to `{other}` (start: {starts[other]}).")
     return notes
 
 

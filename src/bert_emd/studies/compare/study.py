@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = ["CompareResult", "compare"]
 
 _LOG = logging.getLogger("bert_emd")
 _NAME = "comparison"
+_FIGURE_EVERY = 60.0
 _LAUNCHER = (sys.executable, "-m", "bert_emd.cli.child")
 
 
@@ -68,15 +70,15 @@ def compare(
         for warning in run.warnings if run.seed == config.seeds[0] else ():
             _LOG.warning("%s: %s", run.title, warning)
     make_folder(folder)
-    words = list(command) if command is not None else []
     with locked(folder) as lock:
         _announce(plan)
-        _write(plan, folder, words)
-        failures = work(plan, launcher, lock, lambda: _write(plan, folder, words))
+        tables = _Tables(plan, folder, list(command) if command is not None else [])
+        tables.write()
+        failures = work(plan, launcher, lock, tables.write)
         for run in (*plan.teachers, *plan.students):
             if not config.keep_checkpoints and run.ledger.state == "done":
                 remove_checkpoints(run.folder)
-        study = _write(plan, folder, words)
+        study = tables.write(figure=True)
     return CompareResult(study=study, failures=failures, summary=as_text(study))
 
 
@@ -104,11 +106,31 @@ def _announce(plan: Plan) -> None:
     )  # fmt: skip
 
 
-def _write(plan: Plan, folder: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Write all tables and the figure as far as the runs are done."""
+class _Tables:
+    """Writes the tables as far as the runs are done, and now and then the figure, which takes longer."""
+
+    def __init__(self, plan: Plan, folder: Path, command: Sequence[str]) -> None:
+        self.plan, self.folder, self.command = plan, folder, shlex.join(command)
+        self._drawn = time.monotonic()
+
+    def write(self, *, figure: bool = False) -> dict[str, Any]:
+        """All files anew; the figure where it is asked for, or is some time old."""
+        study = _study(self.plan, self.command)
+        write_json(self.folder / f"{_NAME}.json", study)
+        write_whole(self.folder / f"{_NAME}.csv", as_csv(study))
+        write_whole(self.folder / f"{_NAME}.md", as_markdown(study))
+        if figure or time.monotonic() - self._drawn > _FIGURE_EVERY:
+            for kind, content in draw(study, "png", "svg").items():
+                write_whole(self.folder / f"{_NAME}.{kind}", content)
+            self._drawn = time.monotonic()
+        return study
+
+
+def _study(plan: Plan, command: str) -> dict[str, Any]:
+    """What comparison.json holds."""
     cells, teachers = collect(plan)
-    study: dict[str, Any] = {
-        "command": shlex.join(command),
+    return {
+        "command": command,
         "seeds": list(plan.config.seeds),
         "select_on": plan.config.select_on,
         "notes": _notes(plan, cells, teachers),
@@ -127,12 +149,6 @@ def _write(plan: Plan, folder: Path, command: Sequence[str]) -> dict[str, Any]:
         "cells": cells,
         "tables": build_tables(cells),
     }
-    write_json(folder / f"{_NAME}.json", study)
-    write_whole(folder / f"{_NAME}.csv", as_csv(study))
-    for kind, content in draw(study, "png", "svg").items():
-        write_whole(folder / f"{_NAME}.{kind}", content)
-    write_whole(folder / f"{_NAME}.md", as_markdown(study))
-    return study
 
 
 def _notes(plan: Plan, cells: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]) -> list[str]:
