@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         prediction_loss,
         transport_plan,
     )
+    from bert_emd.studies.compare.config import CompareConfig
+    from bert_emd.studies.compare.study import CompareResult, compare
     from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
     from bert_emd.training.distill import DistillResult, distill
     from bert_emd.training.evaluation import evaluate, predict
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from bert_emd.training.trainer import DistillTrainer
 
 __all__ = [
+    "CompareConfig",
+    "CompareResult",
     "CostAttention",
     "DistillConfig",
     "DistillResult",
@@ -35,6 +39,7 @@ __all__ = [
     "FinetuneResult",
     "UserError",
     "attention_distances",
+    "compare",
     "distill",
     "evaluate",
     "finetune",
@@ -59,6 +64,8 @@ _HOMES = {
     **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
     **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
     "DistillTrainer": "training.trainer",
+    "CompareConfig": "studies.compare.config",
+    **dict.fromkeys(("CompareResult", "compare"), "studies.compare.study"),
 }
 
 

@@ -170,6 +170,12 @@ def test_holdout_is_stratified_and_always_the_same():
     assert held.indices[:5] == [16, 25, 26, 46, 48]
 
 
+def test_holdout_takes_the_same_rows_whatever_the_order_of_the_classes():
+    labels = [0, 2, 1, 1, 0, 2, 2, 1, 0, 0] * 8
+    other = [{0: 2, 1: 0, 2: 1}[label] for label in labels]
+    assert holdout(make(labels))[1].indices == holdout(make(other))[1].indices
+
+
 def test_holdout_of_scores_has_every_part_of_the_scale():
     scores = np.random.default_rng(0).permutation(np.linspace(0.0, 5.0, 500)).tolist()
     kept, held = holdout(make(scores, find_task("STS-B")))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from bert_emd.errors import UserError
 
-__all__ = ["GROUPS", "OptionParser", "add_config_arguments"]
+__all__ = ["GROUPS", "OptionParser", "add_config_arguments", "add_field_arguments"]
 
 GROUPS = MappingProxyType({
+    "compare": "comparison",
     "data": "data and models",
     "student": "teacher and student",
     "method": "method",
@@ -29,6 +30,8 @@ class OptionParser(argparse.ArgumentParser):
 
     config_class: Any = None
     """The configuration whose names are suggested for an unknown flag."""
+    refused: Mapping[str, str] = MappingProxyType({})
+    """Options of that configuration which this command does not take, each with the reason."""
 
     def __init__(self, prog: str, description: str, usage: str = "%(prog)s [options]") -> None:
         super().__init__(prog, usage, description, formatter_class=_Formatter, add_help=False, allow_abbrev=False)
@@ -52,6 +55,8 @@ class OptionParser(argparse.ArgumentParser):
 
     def _unknown(self, flag: str) -> UserError:
         own = [name.lstrip("-") for name in self._option_string_actions if name.startswith("--")]
+        if (name := flag.lstrip("-").removeprefix("no_")) in self.refused:
+            return UserError(f"--{name} is not an option of this command: {self.refused[name]}")
         if self.config_class is not None:
             from bert_emd.training.resolve import unknown_name
 
@@ -63,10 +68,11 @@ class OptionParser(argparse.ArgumentParser):
         return UserError(f"unknown flag {flag}; {hint}")
 
 
-def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
+def add_config_arguments(parser: OptionParser, cls: type[Any], *, leave_out: Collection[str] = ()) -> None:
     """Add a flag for every field of a configuration, ``--config``, and what the engine accepts besides.
 
-    Every value is kept as the text that was typed; `bert_emd.training.resolve.resolve` gives it its type.
+    Every value is kept as the text that was typed; `bert_emd.training.resolve.resolve` gives it its type. The fields
+    ``leave_out`` get no flag; ``preset`` among them neither.
     """
     from bert_emd.training.config import RunConfig
     from bert_emd.training.presets import PRESETS
@@ -76,22 +82,29 @@ def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
     parser.config_class = cls
     trains = issubclass(cls, RunConfig)
     _add(parser.own, "config", str, "a YAML file that sets any of these options; a flag wins over it", metavar="FILE")
-    if trains:
+    if trains and "preset" not in leave_out:
         presets = ", ".join(PRESETS)
         _add(parser.own, "preset", str, f"published settings instead of our defaults: {presets}", metavar="NAME")
-    fields, types = dataclasses.fields(cls), field_types(cls)
-    for key, title in GROUPS.items():
-        members = [f for f in fields if f.metadata["group"] == key]
-        if not members:
-            continue
-        group = parser.add_argument_group(title)
-        for f in members:
-            _add(group, f.name, types[f.name], _help_of(f), aliases=f.metadata["aliases"])
+    add_field_arguments(parser, [f for f in dataclasses.fields(cls) if f.name not in leave_out], field_types(cls))
     if trains:
         group = parser.add_argument_group(_ENGINE)
         for name, text in ACCEPTED.items():
             if (kind := _installed_type(trainer_type, name)) is not None:
                 _add(group, name, kind, text)
+
+
+def add_field_arguments(
+    parser: OptionParser, fields: Sequence[dataclasses.Field[Any]], types: Mapping[str, Any], *, prefix: str = ""
+) -> None:
+    """Add a flag for each of the fields, in their groups; with a prefix in one group, and without other names."""
+    for key, title in GROUPS.items():
+        members = [f for f in fields if f.metadata["group"] == key]
+        if not members:
+            continue
+        group = parser.add_argument_group(f"{prefix.rstrip('_')}: {title}" if prefix else title)
+        for f in members:
+            aliases = () if prefix else f.metadata["aliases"]
+            _add(group, prefix + f.name, types[f.name], _help_of(f), aliases=aliases)
 
 
 def _installed_type(trainer_type: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
 """Data: the GLUE tasks, the user's own files, metrics, encoding and prediction files."""
 
+from bert_emd.data.augmented import Augmented, without_sources
 from bert_emd.data.encode import PaddingCollator, collator, encode
 from bert_emd.data.examples import Examples, relabel
 from bert_emd.data.files import from_dataset, load_file
@@ -12,6 +13,7 @@ from bert_emd.data.tasks import GLUE_TASKS, Split, Task, custom_task, find_task
 
 __all__ = [
     "GLUE_TASKS",
+    "Augmented",
     "Examples",
     "PaddingCollator",
     "Split",
@@ -30,5 +32,6 @@ __all__ = [
     "relabel",
     "score",
     "trivial_score",
+    "without_sources",
     "write_submission",
 ]

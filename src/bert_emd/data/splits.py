@@ -47,6 +47,8 @@ def _strata(examples: Examples) -> np.ndarray:
         return np.zeros(len(examples), dtype=np.int64)
     labels = np.asarray(examples.labels)
     if not examples.task.is_regression:
-        return labels.astype(np.int64)
+        # Numbered as they appear, so that the same rows are held out whatever order a model's classes have.
+        _, first, label = np.unique(labels, return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first))[label]
     edges = np.quantile(labels, np.linspace(0.0, 1.0, _SCORE_BINS + 1)[1:-1])
     return np.searchsorted(edges, labels, side="right").astype(np.int64)

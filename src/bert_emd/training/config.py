@@ -26,6 +26,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "RunConfig",
+    "SelectOn",
     "StudentInit",
     "opt",
 ]
@@ -35,6 +36,7 @@ StudentFrom = Literal["teacher", "pretrained"]
 Schedule = Literal["one-step", "two-stage"]
 Optimizer = Literal["adamw", "bert_adam"]
 Scheduler = Literal["linear", "constant", "constant_with_warmup", "cosine", "polynomial"]
+SelectOn = Literal["dev", "holdout"]
 
 DATA, STUDENT, METHOD, TRAINING, OUTPUT = "data", "student", "method", "training", "output"
 
@@ -140,6 +142,7 @@ class RunConfig(DataConfig):
 
     # fmt: off
     train_file: str | None = opt(None, "your own training data: .csv, .tsv or .jsonl with a text column (or two) and a label column", group=DATA)
+    select_on: SelectOn = opt("dev", "which rows choose the best checkpoint: dev, the validation rows that scores are reported on too (optimistic), or holdout, a tenth of the training rows (stratified, always the same) left out of training, where no test_file is reported on", group=DATA)
     pad_to_max_length: bool = opt(False, "pad every batch to max_seq_length instead of to its longest row", group=DATA)
 
     train_batch_size: int = opt(32, "rows a step and process, over all accumulation steps (the per_gpu and per_device names: rows of one of these)", group=TRAINING, aliases=("per_gpu_train_batch_size", "per_device_train_batch_size"))
@@ -363,5 +366,5 @@ def _is_tuple_of(value: Any, kind: type) -> bool:
 
 _CHOICES: dict[str, Any] = {
     "StudentInit": StudentInit, "StudentFrom": StudentFrom, "Optimizer": Optimizer, "Scheduler": Scheduler,
-    "Schedule": Schedule, "CostRule": CostRule, "CostScale": CostScale, "StateLoss": StateLoss,
+    "Schedule": Schedule, "CostRule": CostRule, "CostScale": CostScale, "StateLoss": StateLoss, "SelectOn": SelectOn,
 }  # fmt: skip

@@ -39,6 +39,7 @@ from bert_emd.training.records import (
     selection_note,
     trivial_of,
 )
+from bert_emd.training.selection import scores_there, selection_record
 from bert_emd.training.stages import Stage, find_resume, stages_of, train_stages
 from bert_emd.training.start import check_start, make_student, start_of
 from bert_emd.training.trainer import DistillTrainer
@@ -179,13 +180,14 @@ def distill(
     open_output_dir(folder, resume=resume is not None)
     record = run_record(
         "distill", config, sources, {"train": data.train, "validation": data.validation, **data.reported},
-        student=origin, mapping=notes, findings=checks.findings,
+        student=origin, mapping=notes, findings=checks.findings, selection=selection_record(data, teacher),
     )  # fmt: skip
     write_json(folder / "run.json", record)
     trained = train_stages(stages, first, trainer_of, resume)
     write_json(folder / "layer_mapping.json", trained.history)
 
     metrics = _measure(data, big, folder, evaluator)
+    metrics["selection"] = record["selection"] | metrics["selection"]
     metrics |= {"student_from": start_of(config, student, student_name), "start": origin} | trained.steps
     write_json(folder / "metrics.json", metrics)
     best = plain_model(folder)
@@ -214,7 +216,8 @@ def _notes(trainer: DistillTrainer, config: DistillConfig) -> list[str]:
 
 def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Evaluator) -> RunData:
     """Where the validation rows have no labels, what is measured is agreement with the teacher."""
-    if data.validation.labels is not None:
+    unlabelled = [rows.labels is None for rows in (data.validation, *data.reported.values())]
+    if not any(unlabelled):
         return data
     _LOG.warning("the validation data have no labels: scores are the agreement with the teacher")
 
@@ -225,10 +228,11 @@ def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Eva
         labels = logits[:, 0].tolist() if rows.task.is_regression else logits.argmax(1).tolist()
         return dataclasses.replace(rows, labels=labels)
 
-    changed = data.map(labelled)
-    where = f"{data.selected_on} (labelled by the teacher)"
+    mark = " (labelled by the teacher)"
     return dataclasses.replace(
-        changed, selected_on=where, reported_on=data.reported_on if "test" in data.reported else where
+        data.map(labelled),
+        selected_on=data.selected_on + mark * unlabelled[0],
+        reported_on=data.reported_on + mark * any(unlabelled[1:]),
     )
 
 
@@ -240,6 +244,10 @@ def _measure(data: RunData, teacher: PreTrainedModel, folder: Path, evaluator: E
     metrics["teacher"] = per_split(data, lambda rows: evaluator.scores(teacher, rows, show="scoring the teacher"))
     metrics["student"] = per_split(data, lambda rows: evaluator.scores(best, rows, show="scoring the best student"))
     metrics["last"] = per_split(data, lambda rows: evaluator.scores(last, rows, show="scoring the last student"))
+    by_name = {"best": best, "last": last}
+    metrics["selection"] = scores_there(
+        data, metrics, lambda name, rows: evaluator.scores(by_name[name], rows), "student"
+    )
     times = timed([teacher, best], evaluator, data.validation)
     for key, model, milliseconds in (("teacher", teacher, times[0]), ("student", best, times[1])):
         metrics[key] |= size_of(model) | {"milliseconds_per_sentence": milliseconds}

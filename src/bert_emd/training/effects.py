@@ -16,6 +16,8 @@ def without_effect(config: RunConfig) -> dict[str, str]:
     found = {}
     if config.task_name is None and config.data_dir is not None:
         found["data_dir"] = "task_name is not set"
+    if config.test_file is not None:
+        found["select_on"] = "test_file is reported on, so the checkpoint is chosen on other rows anyway"
     if config.warmup_steps is not None:
         found["warmup_proportion"] = "warmup_steps is set"
     if config.lr_scheduler == "constant":

@@ -39,6 +39,7 @@ from bert_emd.training.records import (
     selection_note,
     trivial_of,
 )
+from bert_emd.training.selection import scores_there, selection_record
 from bert_emd.training.trainer import EncoderTrainer
 
 __all__ = ["FinetuneResult", "finetune"]
@@ -147,7 +148,15 @@ def finetune(
     if config.eval_all_checkpoints:
         trainer.args.save_total_limit = None
     open_output_dir(folder, resume=resume is not None)
-    record = run_record("finetune", config, sources, _named(data), model=name, findings=checks.findings)
+    record = run_record(
+        "finetune",
+        config,
+        sources,
+        _named(data),
+        model=name,
+        findings=checks.findings,
+        selection=selection_record(data),
+    )
     write_json(folder / "run.json", record)
     seconds = train_and_install(trainer, folder, resume)
 
@@ -156,8 +165,11 @@ def finetune(
     metrics = head_of(data)
     metrics["trivial"] = per_split(data, lambda rows: trivial_of(data.train, rows))
     metrics["model"] = per_split(data, lambda rows: evaluator.scores(best, rows, show="scoring the best model"))
-    metrics["model"] |= size_of(best)
     metrics["last"] = per_split(data, lambda rows: evaluator.scores(last, rows, show="scoring the last model"))
+    by_name = {"best": best, "last": last}
+    found = scores_there(data, metrics, lambda name, rows: evaluator.scores(by_name[name], rows), "model")
+    metrics["selection"] = record["selection"] | found
+    metrics["model"] |= size_of(best)
     metrics |= steps_of(folder, trainer, seconds)
     if config.eval_all_checkpoints:
         metrics["checkpoints"] = {

@@ -11,7 +11,19 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from bert_emd.data import Examples, Task, find_task, from_dataset, holdout, load_file, load_glue, match_labels, relabel
+from bert_emd.data import (
+    Augmented,
+    Examples,
+    Task,
+    find_task,
+    from_dataset,
+    holdout,
+    load_file,
+    load_glue,
+    match_labels,
+    relabel,
+    without_sources,
+)
 from bert_emd.errors import UserError
 from bert_emd.training.config import DataConfig, RunConfig
 
@@ -20,6 +32,9 @@ __all__ = ["Aligned", "RunData", "Source", "align", "load_run_data", "load_test"
 _LOG = logging.getLogger("bert_emd")
 
 Source: TypeAlias = "str | Path | datasets.Dataset | None"
+
+_TENTH = "a tenth of the training data, held out"
+_REST_TENTH = "a tenth of the other training data, held out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +50,10 @@ class RunData:
     reported_on: str
     optimistic: bool
     """Whether the reported split also chose the checkpoint."""
+    held_out: bool = False
+    """Whether `validation` was taken out of the training rows."""
+    augmented: Augmented | None = None
+    """What became of augmented rows that stem from held-out ones."""
 
     def map(self, change: Any) -> RunData:
         """The same with every set of examples changed, each of them once."""
@@ -155,26 +174,40 @@ def load_run_data(
         if other is not None and (other.pairs is None) != (rows.pairs is None):
             one, two = ("one text column", "two")[:: 1 if rows.pairs is None else -1]
             raise UserError(f"{rows.source} has {one}, {other.source} {two}; name the same with --text_columns")
-    selected_on = "validation"
+    given = held is not None
     if held is None:
         rows, held = holdout(rows)
-        selected_on = "a tenth of the training data, held out"
+    split = "validation" if given else _TENTH
     if test is not None:
         return RunData(
             train=rows, validation=held, reported={"test": test},
-            selected_on=selected_on, reported_on="test", optimistic=False,
+            selected_on=split, reported_on="test", optimistic=False, held_out=not given,
+        )  # fmt: skip
+    if config.select_on == "holdout":
+        rows, chooser = holdout(rows)
+        return RunData(
+            train=rows, validation=chooser, reported={"validation": held},
+            selected_on=_TENTH if given else _REST_TENTH, reported_on=split, optimistic=False, held_out=True,
         )  # fmt: skip
     return RunData(
         train=rows, validation=held, reported={"validation": held},
-        selected_on=selected_on, reported_on=selected_on, optimistic=True,
+        selected_on=split, reported_on=split, optimistic=True, held_out=not given,
     )  # fmt: skip
 
 
-def _glue(config: DataConfig, *, needs_labels: bool, augmented: bool) -> RunData:
+def _glue(config: RunConfig, *, needs_labels: bool, augmented: bool) -> RunData:
     assert config.task_name is not None
     task = find_task(config.task_name)
     train = _split(config, task, "train_aug" if augmented else "train", needs_labels=needs_labels)
     reported = validation_splits(config, None)
+    if config.select_on == "holdout":
+        source = _split(config, task, "train", needs_labels=needs_labels) if augmented else train
+        kept, held = holdout(source)
+        cleaned = without_sources(train, source, held) if augmented else None
+        return RunData(
+            train=kept if cleaned is None else cleaned.kept, validation=held, reported=reported,
+            selected_on=_TENTH, reported_on="validation", optimistic=False, held_out=True, augmented=cleaned,
+        )  # fmt: skip
     return RunData(
         train=train,
         validation=next(iter(reported.values())),

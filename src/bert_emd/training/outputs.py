@@ -25,6 +25,7 @@ __all__ = [
     "install_model",
     "make_folder",
     "open_output_dir",
+    "remove_checkpoints",
     "resume_point",
     "write_json",
     "write_whole",
@@ -191,6 +192,18 @@ def first_stage_done(folder: Path) -> bool:
     return (folder / INTERMEDIATE / STAGE_FILE).is_file()
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what only resuming needs from a finished run: ``checkpoint-N/`` and ``best/``, one folder deeper too."""
+    if not _holds_run(folder):
+        return
+    places = [folder, *filter(_own_folder, folder.iterdir())]
+    for path in [path for place in places for path in (*_checkpoints(place), *place.glob("best/step-*"))]:
+        if _own_folder(path) and any((path / name).is_file() for name in ("trainer_state.json", "score.json")):
+            shutil.rmtree(path)
+    with suppress(OSError):
+        (folder / "best").rmdir()
+
+
 def complete_checkpoints(folder: Path, *, resumable: bool = True) -> list[Path]:
     """The checkpoints that were written to their end (the trainer's state comes last), oldest first.
 
@@ -251,14 +264,14 @@ def write_json(path: Path, values: Any) -> None:
         write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all, its line ends as they are in the text.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: bytes, or text as UTF-8 with its line ends as they are.
 
     Raises:
         UserError: it cannot be written.
     """
     with _whole(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
 def _partial(path: Path) -> Path:

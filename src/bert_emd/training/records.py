@@ -135,6 +135,11 @@ def selection_note(metrics: Mapping[str, Any]) -> str:
         f"Checkpoint chosen on {metrics['selected_on']} (step {metrics['best_step']} of {metrics['last_step']}), "
         f"scores on {metrics['reported_on']}"
         + (" (the same rows, so the best score is optimistic)" if metrics["optimistic"] else "")
+        + (
+            "; the teacher may have seen the rows that chose"
+            if metrics["selection"].get("teacher_may_have_seen")
+            else ""
+        )
     )
 
 

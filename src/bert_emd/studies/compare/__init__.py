@@ -1,0 +1,1 @@
+"""Method against method: the same data, starts and seeds, one table."""

@@ -1,0 +1,182 @@
+"""What a comparison refuses before anything runs, what it resolves, and the command line around it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from compare_data import config
+
+from bert_emd import CompareConfig, UserError
+from bert_emd.cli.main import main
+from bert_emd.cli.options import OptionParser
+from bert_emd.studies.compare.plan import make_plan
+from bert_emd.studies.compare.process import command_of, environments
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("none", "nothing")}, "method 'nothing': mapping must be one of .*, not 'nothing'"),
+        ({"methods": ("none", "none")}, "methods names none twice"),
+        ({"methods": ("emd", "emd+rule=ratio")}, "emd and emd\\+rule=ratio are one and the same"),
+        ({"methods": ("emd+rule=hard",)}, "rule.* must be one of .*'hard'"),
+        ({"methods": ("pkd",), "student_layers": (2, 1)}, "PKD needs a student of 2 layers"),
+        ({"methods": ()}, "which methods"),
+        ({"seeds": (1, 2, 1)}, "seeds names 1 twice"),
+        ({"seeds": (-1,)}, "seeds must lie between"),
+        ({"student_layers": (5,)}, "students of 5 layers are deeper than the teacher of 4"),
+        ({"student_layers": (0,)}, "student_layers must be at least 1"),
+        ({"student_layers": (2, 2)}, "student_layers names 2 twice"),
+        ({"task_name": ("CoLA", "cola")}, "names a task twice"),
+        ({"task_name": ("Cola2",)}, "did you mean CoLA"),
+        ({"task_name": ("RTE",)}, "no train.tsv .*for RTE"),
+        ({"task_name": None}, "there is no data"),
+        ({"model_name_or_path": None}, "which teacher"),
+        ({"jobs": 0}, "jobs must be at least 1"),
+        ({"output_dir": None}, "--output_dir"),
+        ({"options": {"learning_rat": 1}}, "unknown key learning_rat; did you mean learning_rate"),
+        ({"options": {"learning_rate": "fast"}}, "learning_rate must be a number"),
+        ({"options": {"seed": 3}}, "seed is not an option of a comparison: --seeds"),
+        ({"options": {"train_file": "x.csv"}}, "exclude each other"),
+        ({"teacher_options": {"learning_rat": 1}}, "did you mean teacher_learning_rate"),
+        ({"teacher_model": ("CoLA",), "task_name": ("CoLA", "SST-2")}, "one teacher for 2 tasks"),
+        ({"teacher_model": ("RTE=x",)}, "RTE, which is none of the tasks"),
+        ({"select_on": "test"}, "select_on must be one of dev, holdout"),
+        ({"preset": "papers"}, "there is no preset 'papers'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_runs(data, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(config(tmp_path / "out", data, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_ready_teachers_leave_nothing_to_fine_tune(data, tmp_path):
+    ready = {"task_name": ("CoLA", "SST-2"), "teacher_model": (f"cola={data['encoder']}",)}
+    plan = make_plan(config(tmp_path / "out", data, **ready))
+    assert [run.task for run in plan.teachers] == ["SST-2"]
+    with pytest.raises(UserError, match="no teacher for SST-2"):
+        make_plan(config(tmp_path / "out", data, **ready, model_name_or_path=None))
+    with pytest.raises(UserError, match="model_name_or_path has no use"):
+        make_plan(config(tmp_path / "out", data, teacher_model=(data["encoder"],)))
+    with pytest.raises(UserError, match="teacher_learning_rate has no use"):
+        make_plan(config(tmp_path / "out", data, teacher_model=(data["encoder"],), model_name_or_path=None,
+                         teacher_options={"learning_rate": 1e-4}))  # fmt: skip
+
+
+def test_every_cell_is_planned_with_its_options(data, tmp_path):
+    plan = make_plan(config(
+        tmp_path / "out", data, methods=("none", "emd+rule=softmax+beta=3"), seeds=(4, 2), student_layers=(3, 2),
+        task_name=("CoLA", "sst-2"), options={"beta": 2, "learning-rate": "1e-3", "adam_beta2": 0.98},
+        teacher_options={"teacher_learning_rate": 5e-4, "epochs": 2, "seed": 9},
+    ))  # fmt: skip
+    assert len(plan.students) == 2 * 2 * 2 * 2
+    assert [run.seed for run in plan.students] == [4] * 8 + [2] * 8
+    assert {(run.task, run.layers) for run in plan.students} == {(t, n) for t in ("CoLA", "SST-2") for n in (3, 2)}
+    for run in plan.students:
+        special = run.method.name == "emd"
+        assert (run.config.beta, run.config.rule) == ((3, "softmax") if special else (2, "ratio"))
+        assert (run.config.learning_rate, run.config.trainer_args) == (1e-3, {"adam_beta2": 0.98})
+        assert (run.config.student_layers, run.config.seed, run.config.select_on) == (run.layers, run.seed, "holdout")
+    assert [(r.config.learning_rate, r.config.num_train_epochs, r.seed) for r in plan.teachers] == [(5e-4, 2, 9)] * 2
+    assert [r.config.select_on for r in plan.teachers] == ["holdout"] * 2
+    assert len({run.folder for run in plan.students}) == 16
+    assert [task.selection_rows for task in plan.tasks] == [6, 6]
+
+
+def test_the_command_of_a_cell_makes_the_same_configuration(data, tmp_path):
+    from bert_emd.cli import distill
+    from bert_emd.cli.common import resolve_args
+    from bert_emd.training.config import DistillConfig
+
+    plan = make_plan(config(
+        tmp_path / "out with a space", data, methods=("emd+seperate=true+lr_scheduler_kwargs={}",),
+        options={"use_att": False, "max_seq_length": 24, "report_to": "none", "text_columns": None},
+    ))  # fmt: skip
+    run = plan.students[0]
+    words = shlex.split(command_of(run))
+    assert words[:2] == ["bert-emd", "distill"]
+    parser = OptionParser(prog="x", description="")
+    distill.add_arguments(parser)
+    assert resolve_args(DistillConfig, parser.parse(words[2:])).config == run.config
+
+
+def test_half_of_the_layers_is_the_default_depth_and_given_layers_are_one(data, tmp_path):
+    plan = make_plan(config(tmp_path, data, student_layers=None))
+    assert {run.layers for run in plan.students} == {2}
+    plan = make_plan(config(tmp_path, data, student_layers=None, methods=("kd", "kd+student_layer_ids=1")))
+    assert {(run.method.spec, run.layers) for run in plan.students} == {("kd", 2), ("kd+student_layer_ids=1", 1)}
+    with pytest.raises(UserError, match="has a student of 1 layers, but student_layers asks for 2"):
+        make_plan(config(tmp_path, data, methods=("kd", "kd+student_layer_ids=1")))
+
+
+def test_threads_and_gpus_are_divided_among_the_jobs():
+    one = environments(3, {"PATH": "/bin"}, cores=8, gpus=0)
+    assert [e["OMP_NUM_THREADS"] for e in one] == ["2"] * 3
+    assert "CUDA_VISIBLE_DEVICES" not in one[0]
+    assert environments(2, {"OMP_NUM_THREADS": "6"}, cores=64, gpus=1)[0]["OMP_NUM_THREADS"] == "3"
+    assert environments(4, {}, cores=2, gpus=0)[3]["MKL_NUM_THREADS"] == "1"
+    dealt = [e["CUDA_VISIBLE_DEVICES"] for e in environments(3, {"CUDA_VISIBLE_DEVICES": "4,7"}, cores=8, gpus=2)]
+    assert dealt == ["4", "7", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "3"], "--seed is not an option of this command: --seeds are the students'"),
+        (["--mapping", "emd"], "--mapping is not an option of this command: --methods names"),
+        (["--method", "emd"], "unknown flag --method; did you mean --methods?"),
+        (["--teacher_learning_rte", "1"], "unknown flag --teacher_learning_rte; did you mean --teacher_learning_rate?"),
+        (["--methods", "none"], "--output_dir"),
+        (["--seeds", "1,x"], "seeds must be whole numbers separated by commas"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, message, capsys):
+    assert main(["compare", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_configuration_file_sets_all_kinds_of_options(tmp_path, data):
+    from bert_emd.cli import compare
+
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({
+        "methods": ["none", "emd+student_layer_ids=1,3"], "seeds": [5], "task_name": "CoLA", "output_dir": "there",
+        "learning-rate": 1e-3, "teacher_learning_rate": 2e-3, "beta": 3, "model_name_or_path": data["encoder"],
+    }))  # fmt: skip
+    parser = OptionParser(prog="x", description="")
+    compare.add_arguments(parser)
+    flags = ["--config", str(path), "--beta", "4", "--jobs=2", "--teacher-epochs", "1", "--no_use_att"]
+    made = compare._config(vars(parser.parse(flags)))
+    assert isinstance(made, CompareConfig)
+    assert (made.methods, made.seeds, made.jobs) == (("none", "emd+student_layer_ids=1,3"), (5,), 2)
+    assert made.options == {"learning_rate": 1e-3, "beta": "4", "use_att": "false"}
+    assert made.teacher_options == {"learning_rate": 2e-3, "num_train_epochs": "1"}
+
+
+def test_help_lists_the_comparisons_the_students_and_the_teachers_options(capsys):
+    assert main(["compare", "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--methods", "--seeds", "--jobs", "--beta", "--teacher_learning_rate", "--select_on", "--adam_beta2"):
+        assert f"  {flag} " in out
+    assert "  --mapping " not in out
+    assert "  --seed " not in out
+
+
+def test_the_folder_of_something_else_is_left_alone(data, tmp_path):
+    from bert_emd import compare
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and holds no comparison"):
+        compare(config(out, data))
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="own folder"):
+        compare(config(Path(data["encoder"]), data))
