@@ -203,6 +203,10 @@ def start(data, out: Path, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def states(out: Path) -> dict[tuple[str, int], str]:
+    return {(cell["method"], cell["seed"]): cell["state"] for cell in study(out)["cells"]}
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -215,9 +219,8 @@ def test_stopped_in_the_middle_and_started_again(data, tmp_path, calls, caplog, 
     out = tmp_path / "out"
     process = start(data, out, FAKE_HANG="kd-seed1")
     hung = out / "runs" / "CoLA" / "2-layers" / "kd-seed1"
-    done = out / "runs" / "CoLA" / "2-layers" / "none-seed1.json"
     log = hung.with_name("kd-seed1.log")
-    wait_for(lambda: log.is_file() and "3/10" in log.read_text() and done.is_file() and '"done"' in done.read_text())
+    wait_for(lambda: log.is_file() and "3/10" in log.read_text() and states(out)["none", 1] == "done")
     process.send_signal(how)
     _, err = process.communicate(timeout=120)
     if how == signal.SIGINT:
@@ -226,8 +229,7 @@ def test_stopped_in_the_middle_and_started_again(data, tmp_path, calls, caplog, 
         assert "the same command again goes on from there" in err
         assert "interrupted" in log.read_text()
     # The tables are there as far as the runs came.
-    states = {(c["method"], c["seed"]): c["state"] for c in study(out)["cells"]}
-    assert states["none", 1] == "done"
+    assert states(out)["none", 1] == "done"
     before = [c["out"] for c in calls()]
     with caplog.at_level("INFO", "bert_emd"):
         assert compare(config(out, data, jobs=2), launcher=FAKE).failures == []
@@ -259,9 +261,13 @@ def test_the_exit_status_tells_some_from_all(data, tmp_path, calls, monkeypatch,
         assert "[5/5] CoLA, 2 layers, kd, seed 2" in captured.out
 
 
-def test_a_run_ends_with_the_comparison_that_started_it():
+@pytest.mark.parametrize("before", ["", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "])
+def test_a_run_ends_with_the_comparison_that_started_it(before):
+    """Also where Ctrl-C is ignored, as in what a shell starts in the background."""
     code = "import time; from bert_emd.cli.child import follow_parent; follow_parent(); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", before + code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     _, err = process.communicate(timeout=120)  # closes its standard input
     assert "KeyboardInterrupt" in err
     assert process.returncode in (130, -signal.SIGINT)

@@ -21,6 +21,8 @@ def follow_parent() -> None:
             pass
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell starts what runs in the background with Ctrl-C ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=watch, daemon=True).start()
 
 
