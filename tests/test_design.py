@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "models": {"models", "method"},
     "training": {"training", "models", "data", "method"},
     "quickstart": {"quickstart"},
-    "cli": {"cli", "training", "models", "data", "method", "errors", "quickstart"},
+    "studies": {"studies", "training", "models", "data", "method"},
+    "cli": {"cli", "studies", "training", "models", "data", "method", "errors", "quickstart"},
 }
 """The floors of the house, and which of them each may import from."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         prediction_loss,
         transport_plan,
     )
+    from bert_emd.studies.sweep.config import SweepConfig
+    from bert_emd.studies.sweep.search import SweepResult, sweep
     from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
     from bert_emd.training.distill import DistillResult, distill
     from bert_emd.training.evaluation import evaluate, predict
@@ -33,6 +35,8 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FinetuneResult",
+    "SweepConfig",
+    "SweepResult",
     "UserError",
     "attention_distances",
     "distill",
@@ -41,6 +45,7 @@ __all__ = [
     "hidden_distances",
     "predict",
     "prediction_loss",
+    "sweep",
     "transport_plan",
 ]
 
@@ -59,6 +64,8 @@ _HOMES = {
     **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
     **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
     "DistillTrainer": "training.trainer",
+    "SweepConfig": "studies.sweep.config",
+    **dict.fromkeys(("SweepResult", "sweep"), "studies.sweep.search"),
 }
 
 

@@ -14,6 +14,7 @@ from bert_emd.errors import UserError
 __all__ = ["GROUPS", "OptionParser", "add_config_arguments"]
 
 GROUPS = MappingProxyType({
+    "sweep": "search",
     "data": "data and models",
     "student": "teacher and student",
     "method": "method",
@@ -63,10 +64,11 @@ class OptionParser(argparse.ArgumentParser):
         return UserError(f"unknown flag {flag}; {hint}")
 
 
-def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
+def add_config_arguments(parser: OptionParser, cls: type[Any], *, lists: Sequence[str] = ()) -> None:
     """Add a flag for every field of a configuration, ``--config``, and what the engine accepts besides.
 
-    Every value is kept as the text that was typed; `bert_emd.training.resolve.resolve` gives it its type.
+    Every value is kept as the text that was typed; `bert_emd.training.resolve.resolve` gives it its type. The fields
+    ``lists`` take several words, which are kept as a list.
     """
     from bert_emd.training.config import RunConfig
     from bert_emd.training.presets import PRESETS
@@ -86,7 +88,8 @@ def add_config_arguments(parser: OptionParser, cls: type[Any]) -> None:
             continue
         group = parser.add_argument_group(title)
         for f in members:
-            _add(group, f.name, types[f.name], _help_of(f), aliases=f.metadata["aliases"])
+            several = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUES"} if f.name in lists else {}
+            _add(group, f.name, types[f.name], _help_of(f), aliases=f.metadata["aliases"], **several)
     if trains:
         group = parser.add_argument_group(_ENGINE)
         for name, text in ACCEPTED.items():
@@ -101,10 +104,8 @@ def _installed_type(trainer_type: Any, name: str) -> Any:
         return None
 
 
-def _add(
-    group: Any, name: str, kind: Any, text: str, *, aliases: Sequence[str] = (), metavar: str | None = None
-) -> None:
-    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": metavar or _metavar(name, kind)}
+def _add(group: Any, name: str, kind: Any, text: str, *, aliases: Sequence[str] = (), **more: Any) -> None:
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": _metavar(name, kind)} | more
     if bool in (kind, *get_args(kind)) or name == "resume_from_checkpoint":
         options |= {"nargs": "?", "const": "true"}
     also = f" (also {', '.join(f'--{alias}' for alias in aliases)})" if aliases else ""

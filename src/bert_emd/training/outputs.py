@@ -235,14 +235,14 @@ def write_json(path: Path, values: Any) -> None:
         write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all, its line ends as they are in the text.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: bytes, or text as UTF-8 with its line ends as they are.
 
     Raises:
         UserError: it cannot be written.
     """
     with _whole(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
 def _partial(path: Path) -> Path:
