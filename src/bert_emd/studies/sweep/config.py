@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from bert_emd.errors import UserError
 from bert_emd.training.config import DistillConfig, opt
+from bert_emd.training.trainer_fields import check_trainer_args
 
 __all__ = ["SweepConfig"]
 
@@ -66,5 +67,5 @@ class SweepConfig(DistillConfig):
         settings = {name: getattr(self, name) for name in fields}
         settings |= {name: value for name, value in values.items() if name in fields}
         extra = {name: value for name, value in values.items() if name not in fields}
-        settings |= {"trainer_args": self.trainer_args | extra, "output_dir": output_dir}
+        settings |= {"trainer_args": check_trainer_args(self.trainer_args | extra), "output_dir": output_dir}
         return DistillConfig(**settings | {"overwrite_output_dir": False})

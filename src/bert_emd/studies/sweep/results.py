@@ -131,11 +131,15 @@ def _csv(rows: Sequence[Mapping[str, Any]], space: Space) -> str:
     writer = csv.writer(text)
     writer.writerow(["trial", "state", "score", *names, "evaluations", *plain])
     for row in rows:
-        values = [_cell(row["values"].get(name)) if name in row["values"] else "" for name in names]
+        values = [_exact(row["values"][name]) if name in row["values"] else "" for name in names]
         fixed = ["" if row[name] is None else row[name] for name in plain]
         score = "" if row["score"] is None else row["score"]
         writer.writerow([row["trial"], row["state"], score, *values, len(row["evaluations"]), *fixed])
     return text.getvalue()
+
+
+def _exact(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else _cell(value)
 
 
 def _cell(value: Any) -> str:
@@ -156,10 +160,16 @@ def best_yaml(facts: Facts, best: FrozenTrial) -> str:
             continue
         if f.name in _PATHS and value is not None and Path(value).exists():
             value = str(Path(value).resolve())
-        line = yaml.safe_dump({f.name: list(value) if isinstance(value, tuple) else value}, default_flow_style=None,
-                              sort_keys=False, allow_unicode=True, width=10_000).strip()  # fmt: skip
+        line = f"{f.name}: {_yaml(value)}"
         lines.append(f"# {line}  (not used: {idle[f.name]})" if f.name in idle else line)
     return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    """One value on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=100_000)
+    return text.strip().removesuffix("...").strip()
 
 
 def _markdown(
@@ -174,7 +184,7 @@ def _markdown(
         f"pruned, {counts['failed']} failed. Score: {facts.metric} of the {facts.config.objective} student on "
         f"{facts.selected_on}. Sampler {facts.config.sampler}, pruner {facts.config.pruner}, seed {facts.config.seed}.",
         "",
-        *[f"- {_escaped(name)}: {_escaped(text)}" for name, text in facts.space.described().items()],
+        *[f"- {name}: {_escaped(text)}" for name, text in facts.space.described().items()],
     ]
     if best is not None:
         values = values_of(facts.space, best.params)

@@ -79,6 +79,9 @@ def _sqlite_file(url: str) -> Path | None:
 def _check(url: str, patience: float) -> None:
     try:
         backend = sqlalchemy.engine.make_url(url).get_backend_name()
+        sqlalchemy.engine.make_url(url).get_dialect()
+    except ImportError as error:
+        raise UserError(f"--storage {masked(url)} needs a driver: {error}; install it with pip") from error
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
         raise UserError(
             "--storage is no URL that SQLAlchemy knows; write sqlite:///study.db, postgresql://…, mysql://… or a file"

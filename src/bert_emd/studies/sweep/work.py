@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def work(job: Job, say: Callable[[str], None]) -> None:
     """
     facts = job.facts
     config = facts.config
-    with storage_errors(job.url), Worker(facts.folder) as worker:
+    with storage_errors(job.url), Worker(facts.folder) as worker, _warnings_shown(say):
         with worker.turn():
             study = open_study(job.url, config.study_name)
         study.pruner = pruner_of(config)
@@ -86,13 +88,39 @@ def work(job: Job, say: Callable[[str], None]) -> None:
         say("the time is up; no further trial begins")
 
 
+class _Once(logging.Handler):
+    """Shows each warning of the trials once, which otherwise goes into their logs."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say, self.seen = say, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.seen:
+            self.seen.add(text)
+            self.say(f"warning: {text}")
+
+
+@contextmanager
+def _warnings_shown(say: Callable[[str], None]) -> Iterator[None]:
+    handler, logger = _Once(say), logging.getLogger("bert_emd")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def _run(study: optuna.Study, trial: optuna.Trial, job: Job, say: Callable[[str], None]) -> Outcome:
     facts, name = job.facts, f"{trial.number:04d}"
-    folder, values = facts.folder / "trials" / name, values_of(facts.space, trial.params)
+    # Inside the search's folder, wherever that is seen from.
+    place, values = f"trials/{name}", values_of(facts.space, trial.params)
+    folder = facts.folder / place
     done = len(counted(study.get_trials(deepcopy=False)))
     shown = " ".join(f"{key}={'none' if value is None else show(value)}" for key, value in values.items())
     say(f"trial {trial.number} ({done} of {facts.planned} done): {shown}")
-    trial.set_user_attr("folder", str(folder))
+    trial.set_user_attr("folder", place)
     try:
         return run_trial(
             trial, _trial_config(facts, values, folder),
@@ -148,18 +176,18 @@ def _record(
     if outcome.state == "complete" and best is not None:
         say(f"trial {trial.number}: {facts.metric} {outcome.score:.4f}, {outcome.seconds:.0f} s "
             f"(best so far: trial {best.number}, {best.value:.4f})")  # fmt: skip
-    _tidy(trials, best, keep_all=facts.config.keep_models)
+    _tidy(trials, best, facts)
     write_results(study, facts)
 
 
-def _tidy(trials: list[FrozenTrial], best: FrozenTrial | None, *, keep_all: bool) -> None:
+def _tidy(trials: list[FrozenTrial], best: FrozenTrial | None, facts: Facts) -> None:
     for trial in trials:
-        folder = trial.user_attrs.get("folder")
-        if folder is None or not trial.state.is_finished():
+        place = trial.user_attrs.get("folder")
+        if place is None or not trial.state.is_finished():
             continue
-        finished = trial.state == TrialState.COMPLETE
         is_best = best is not None and trial.number == best.number
-        strip(Path(folder), keep_model=finished and (keep_all or is_best))
+        keep = trial.state == TrialState.COMPLETE and (facts.config.keep_models or is_best)
+        strip(facts.folder / place, keep_model=keep)
 
 
 def work_in_processes(job: Job, jobs: int, say: Callable[[str], None]) -> None:
