@@ -104,15 +104,12 @@ class _Watcher(TrainerCallback):
             raise _DivergedError(f"diverged: the loss was {float(loss)} at step {state.global_step}")
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **more: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
         """Report the score; raise `optuna.TrialPruned` where it is hopeless."""
         name = f"eval_{self.metric}"
         if not metrics or name not in metrics:
             return
-        model = more.get("model")
-        if model is not None and not all(torch.isfinite(p).all() for p in model.parameters()):
-            raise _DivergedError(f"diverged: weights are no numbers any more at step {state.global_step}")
         self.evaluations += 1
         score = float(metrics[name])
         self.trial.report(score, self.evaluations)
@@ -159,7 +156,7 @@ def run_trial(
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Transformers' progress and our own lines would drown the search's.
-        with log.open("w", encoding="utf-8") as stream, _output_to(stream):
+        with log.open("w", buffering=1, encoding="utf-8") as stream, _output_to(stream):
             result = distill(
                 str(config.teacher_model), None, config=config,
                 callbacks=[_Watcher(trial, metric, say)], teacher_scores=teacher_scores,
