@@ -372,7 +372,9 @@ def test_a_storage_elsewhere_and_a_second_name(teacher: str, files: dict[str, st
     assert sorted(optuna.get_all_study_names(f"sqlite:///{database}")) == ["one", "two"]
 
 
-def test_folders_that_are_refused(teacher: str, files: dict[str, str], tmp_path: Path) -> None:
+def test_folders_that_are_refused(
+    teacher: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("precious")
@@ -386,6 +388,11 @@ def test_folders_that_are_refused(teacher: str, files: dict[str, str], tmp_path:
         sweep(quick(tmp_path / "new", "./nowhere", files, space={"beta": "1,2"}))
     with pytest.raises(UserError, match="the teacher has 4 layers"):
         sweep(quick(tmp_path / "new", teacher, files, space={"student_layers": "1..9"}))
+    with pytest.raises(UserError, match="--storage is no URL"):
+        sweep(quick(tmp_path / "new", teacher, files, space={"beta": "1,2"}, storage="nothing://x"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun, with --jobs"):
+        sweep(quick(tmp_path / "new", teacher, files, space={"beta": "1,2"}))
     assert not (tmp_path / "new").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shutil
 import time
@@ -106,13 +107,24 @@ def run_sweep(plan: Plan, sources: Mapping[str, str] | None = None) -> SweepResu
     """Run a planned search; ``sources`` says where each configuration value came from, for the record."""
     from bert_emd.studies.sweep.asking import values_of
     from bert_emd.studies.sweep.results import Facts, best_of, importances_of, rows_of, summary
-    from bert_emd.studies.sweep.storage import Worker, compare_settings, open_study, storage_errors, storage_url
+    from bert_emd.studies.sweep.storage import (
+        Worker,
+        check_storage,
+        compare_settings,
+        open_study,
+        storage_errors,
+        storage_url,
+    )
     from bert_emd.studies.sweep.work import Job, sayer, work, work_in_processes
 
     config, say = plan.config, sayer()
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UserError("a sweep starts its own processes; run it without torchrun, with --jobs N")
     folder = _checked_folder(config)
-    data = check_models_and_data(config, plan.space)
     url = storage_url(config.storage, folder)
+    if config.storage is not None:
+        check_storage(url)
+    data = check_models_and_data(config, plan.space)
     facts = Facts(
         config=config, space=plan.space, planned=plan.planned, task=data.validation.task.name,
         metric=data.validation.task.main_metric, selected_on=data.selected_on, reported_on=data.reported_on,

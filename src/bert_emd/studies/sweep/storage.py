@@ -22,9 +22,18 @@ from optuna.storages import RDBStorage
 
 from bert_emd.errors import UserError
 
-__all__ = ["Worker", "compare_settings", "is_alive", "masked", "open_study", "storage_errors", "storage_url"]
+__all__ = [
+    "Worker",
+    "check_storage",
+    "compare_settings",
+    "is_alive",
+    "masked",
+    "open_study",
+    "storage_errors",
+    "storage_url",
+]
 
-_PATIENCE = 120
+_PATIENCE = 600
 """Seconds to wait for another process that writes."""
 _FIRST_PATIENCE = 15
 """The same before anything has begun."""
@@ -76,6 +85,16 @@ def _sqlite_file(url: str) -> Path | None:
     return Path(parsed.database)
 
 
+def check_storage(url: str, *, patience: float = _FIRST_PATIENCE) -> None:
+    """Refuse a storage that is no URL, cannot be reached as a file, or stays locked for ``patience`` seconds.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    with storage_errors(url):
+        _check(url, patience)
+
+
 def _check(url: str, patience: float) -> None:
     try:
         backend = sqlalchemy.engine.make_url(url).get_backend_name()
@@ -118,8 +137,8 @@ def open_study(url: str, name: str, *, patience: float = _FIRST_PATIENCE) -> opt
         UserError: the storage is locked or cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    check_storage(url, patience=patience)
     with storage_errors(url):
-        _check(url, patience)
         arguments = {"connect_args": {"timeout": _PATIENCE}} if _sqlite_file(url) is not None else {}
         try:
             storage = RDBStorage(url, engine_kwargs=arguments)

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import hashlib
 import json
-import logging
 import math
 import multiprocessing
 import shutil
@@ -31,7 +30,6 @@ from bert_emd.training.records import main_of
 
 __all__ = ["Outcome", "TeacherScores", "run_trial", "strip"]
 
-_LOG = logging.getLogger("bert_emd")
 _KEPT = ("metrics.json", "run.json", "layer_mapping.json", "error.txt")
 _HEARD_EVERY = 60.0
 

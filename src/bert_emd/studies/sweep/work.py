@@ -199,9 +199,10 @@ def work_in_processes(job: Job, jobs: int, say: Callable[[str], None]) -> None:
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     threads = max(1, torch.get_num_threads() // jobs)
-    gpus = torch.cuda.device_count() if not job.facts.config.no_cuda else 0
+    gpus = _gpus() if not job.facts.config.no_cuda else []
     workers = [
-        context.Process(target=_worker, args=(job, errors, threads, i % gpus if gpus else None)) for i in range(jobs)
+        context.Process(target=_worker, args=(job, errors, threads, gpus[i % len(gpus)] if gpus else None))
+        for i in range(jobs)
     ]
     try:
         for worker in workers:
@@ -224,13 +225,19 @@ def work_in_processes(job: Job, jobs: int, say: Callable[[str], None]) -> None:
         work(job, say)
 
 
-def _worker(job: Job, errors: Any, threads: int, gpu: int | None) -> None:
+def _gpus() -> list[str]:
+    """The names of the GPUs that may be used, as CUDA_VISIBLE_DEVICES takes them."""
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+
+
+def _worker(job: Job, errors: Any, threads: int, gpu: str | None) -> None:
     # The process that started this one hears Ctrl-C, and passes it on as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(threads)
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         work(job, sayer())
     except UserError as error:
