@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     )
     from bert_emd.studies.compare.config import CompareConfig
     from bert_emd.studies.compare.study import CompareResult, compare
+    from bert_emd.studies.sweep.config import SweepConfig
+    from bert_emd.studies.sweep.search import SweepResult, sweep
     from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
     from bert_emd.training.distill import DistillResult, distill
     from bert_emd.training.evaluation import evaluate, predict
@@ -37,6 +39,8 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FinetuneResult",
+    "SweepConfig",
+    "SweepResult",
     "UserError",
     "attention_distances",
     "compare",
@@ -46,6 +50,7 @@ __all__ = [
     "hidden_distances",
     "predict",
     "prediction_loss",
+    "sweep",
     "transport_plan",
 ]
 
@@ -66,6 +71,8 @@ _HOMES = {
     "DistillTrainer": "training.trainer",
     "CompareConfig": "studies.compare.config",
     **dict.fromkeys(("CompareResult", "compare"), "studies.compare.study"),
+    "SweepConfig": "studies.sweep.config",
+    **dict.fromkeys(("SweepResult", "sweep"), "studies.sweep.search"),
 }
 
 

@@ -7,9 +7,10 @@ import shlex
 
 import pytest
 
-from bert_emd.cli import distill, evaluate, finetune, predict, quickstart
+from bert_emd.cli import distill, evaluate, finetune, predict, quickstart, sweep
 from bert_emd.cli.options import OptionParser
 from bert_emd.errors import UserError
+from bert_emd.studies.sweep.config import SweepConfig
 from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
 from bert_emd.training.resolve import resolve
 
@@ -34,6 +35,7 @@ COMMANDS = {
     "evaluate": (evaluate, EvaluateConfig),
     "predict": (predict, EvaluateConfig),
     "quickstart": (quickstart, None),
+    "sweep": (sweep, SweepConfig),
 }
 
 
@@ -155,12 +157,12 @@ def test_help_lists_the_groups_and_every_own_flag(command):
         assert f"--{f.name} " in text
     assert "data and models:" in text
     assert "output:" in text
-    trains = command in ("finetune", "distill")
+    trains = command in ("finetune", "distill", "sweep")
     assert ("training:" in text) is trains
     assert ("--preset NAME" in text) is trains
     assert ("--adam_beta1 X" in text) is trains
-    assert ("teacher and student:" in text) is (command == "distill")
-    assert ("method:" in text) is (command == "distill")
+    assert ("teacher and student:" in text) is (command in ("distill", "sweep"))
+    assert ("method:" in text) is (command in ("distill", "sweep"))
     if trains:
         assert text.index("output:") < text.index("fields of transformers.TrainingArguments")
         assert "(default: 0.1)" in text

@@ -15,6 +15,7 @@ __all__ = ["GROUPS", "OptionParser", "add_config_arguments", "add_field_argument
 
 GROUPS = MappingProxyType({
     "compare": "comparison",
+    "sweep": "search",
     "data": "data and models",
     "student": "teacher and student",
     "method": "method",
@@ -68,11 +69,14 @@ class OptionParser(argparse.ArgumentParser):
         return UserError(f"unknown flag {flag}; {hint}")
 
 
-def add_config_arguments(parser: OptionParser, cls: type[Any], *, leave_out: Collection[str] = ()) -> None:
+def add_config_arguments(
+    parser: OptionParser, cls: type[Any], *, leave_out: Collection[str] = (), lists: Collection[str] = ()
+) -> None:
     """Add a flag for every field of a configuration, ``--config``, and what the engine accepts besides.
 
     Every value is kept as the text that was typed; `bert_emd.training.resolve.resolve` gives it its type. The fields
-    ``leave_out`` get no flag; ``preset`` among them neither.
+    ``leave_out`` get no flag; ``preset`` among them neither. The fields ``lists`` take several words, which are kept
+    as a list.
     """
     from bert_emd.training.config import RunConfig
     from bert_emd.training.presets import PRESETS
@@ -85,7 +89,8 @@ def add_config_arguments(parser: OptionParser, cls: type[Any], *, leave_out: Col
     if trains and "preset" not in leave_out:
         presets = ", ".join(PRESETS)
         _add(parser.own, "preset", str, f"published settings instead of our defaults: {presets}", metavar="NAME")
-    add_field_arguments(parser, [f for f in dataclasses.fields(cls) if f.name not in leave_out], field_types(cls))
+    fields = [f for f in dataclasses.fields(cls) if f.name not in leave_out]
+    add_field_arguments(parser, fields, field_types(cls), lists=lists)
     if trains:
         group = parser.add_argument_group(_ENGINE)
         for name, text in ACCEPTED.items():
@@ -94,7 +99,12 @@ def add_config_arguments(parser: OptionParser, cls: type[Any], *, leave_out: Col
 
 
 def add_field_arguments(
-    parser: OptionParser, fields: Sequence[dataclasses.Field[Any]], types: Mapping[str, Any], *, prefix: str = ""
+    parser: OptionParser,
+    fields: Sequence[dataclasses.Field[Any]],
+    types: Mapping[str, Any],
+    *,
+    prefix: str = "",
+    lists: Collection[str] = (),
 ) -> None:
     """Add a flag for each of the fields, in their groups; with a prefix in one group, and without other names."""
     for key, title in GROUPS.items():
@@ -104,7 +114,8 @@ def add_field_arguments(
         group = parser.add_argument_group(f"{prefix.rstrip('_')}: {title}" if prefix else title)
         for f in members:
             aliases = () if prefix else f.metadata["aliases"]
-            _add(group, prefix + f.name, types[f.name], _help_of(f), aliases=aliases)
+            several = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUES"} if f.name in lists else {}
+            _add(group, prefix + f.name, types[f.name], _help_of(f), aliases=aliases, **several)
 
 
 def _installed_type(trainer_type: Any, name: str) -> Any:
@@ -114,10 +125,8 @@ def _installed_type(trainer_type: Any, name: str) -> Any:
         return None
 
 
-def _add(
-    group: Any, name: str, kind: Any, text: str, *, aliases: Sequence[str] = (), metavar: str | None = None
-) -> None:
-    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": metavar or _metavar(name, kind)}
+def _add(group: Any, name: str, kind: Any, text: str, *, aliases: Sequence[str] = (), **more: Any) -> None:
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": _metavar(name, kind)} | more
     if bool in (kind, *get_args(kind)) or name == "resume_from_checkpoint":
         options |= {"nargs": "?", "const": "true"}
     also = f" (also {', '.join(f'--{alias}' for alias in aliases)})" if aliases else ""

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS, CostRule, CostScale, StateLoss, layer_map_text
@@ -55,6 +55,9 @@ def opt(
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which data a command reads, and how it runs a model over it."""
+
+    CHOICES: ClassVar[dict[str, Any]] = {}
+    """What the names of a subclass's own choices stand for."""
 
     # fmt: off
     task_name: str | None = opt(None, "a GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; without it your own files", group=DATA)
@@ -106,13 +109,14 @@ class DataConfig:
                 or (wanted.startswith("tuple[") and _is_tuple_of(value, int if "int" in wanted else str))
                 or ("bool" in wanted and isinstance(value, bool))
                 or ("int" in wanted.split(" | ") and isinstance(value, int) and not isinstance(value, bool))
-                or (wanted == "float" and isinstance(value, (int, float)) and not isinstance(value, bool))
+                or ("float" in wanted.split(" | ") and isinstance(value, (int, float)) and not isinstance(value, bool))
                 or ("str" in wanted.split(" | ") and isinstance(value, str))
                 or (wanted.startswith("dict") and isinstance(value, dict))
             )
-            choices = get_args(_CHOICES[wanted]) if wanted in _CHOICES else None
+            known, named = _CHOICES | self.CHOICES, wanted.replace(" | None", "")
+            choices = get_args(known[named]) if named in known else None
             if choices is not None:
-                if value not in choices:
+                if value not in choices and not (value is None and "None" in wanted):
                     raise UserError(f"{f.name} must be one of {', '.join(choices)}, not {value!r}")
             elif not fine:
                 raise UserError(f"{f.name} must be {wanted.replace(' | None', '')}, not {value!r}")

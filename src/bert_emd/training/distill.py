@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bert_emd.data import Examples, collator
 from bert_emd.errors import UserError
@@ -70,6 +70,8 @@ def distill(
     tokenizer: PreTrainedTokenizerBase | None = None,
     config: DistillConfig | None = None,
     sources: Mapping[str, str] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    teacher_scores: Callable[[PreTrainedModel, Evaluator, Examples], dict[str, float]] | None = None,
 ) -> DistillResult:
     """Distil a fine-tuned teacher into a small student.
 
@@ -83,6 +85,8 @@ def distill(
         tokenizer: None takes the teacher's own.
         config: everything else; ``output_dir`` is needed.
         sources: where each configuration value came from, for the record.
+        callbacks: the engine's callbacks, beside our own.
+        teacher_scores: how the teacher is scored on examples, for runs that share one; None runs it over them.
 
     Returns:
         The best student by the main metric. ``output_dir`` holds it as plain Transformers loads it, with
@@ -92,6 +96,7 @@ def distill(
         UserError: bad input; nothing is overwritten then.
     """
     config = config if config is not None else DistillConfig()
+    teacher_scores = teacher_scores if teacher_scores is not None else _score_teacher
     if teacher is None or teacher == "":
         raise UserError("which teacher? Name its folder or hub id with --teacher_model")
     resume = find_resume(config)
@@ -149,7 +154,7 @@ def distill(
     else:
         # Evenly spaced: files are often sorted by label.
         sample = labelled.subset(range(0, len(labelled), -(-len(labelled) // TEACHER_ROWS)))
-        checks.teacher_score(evaluator.scores(big, sample, show="checking the teacher"), data.train, sample)
+        checks.teacher_score(teacher_scores(big, evaluator, sample), data.train, sample)
     data = _with_teacher_labels(data, big, evaluator)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
 
@@ -171,6 +176,7 @@ def distill(
                 compute_metrics=metric_function(data.validation),
                 optimizer_cls_and_kwargs=optimizer_choice(stage.config),
                 early_stopping=stage.config.early_stopping,
+                callbacks=list(callbacks),
             )
 
     first = trainer_of(stages[0], small)
@@ -186,7 +192,7 @@ def distill(
     trained = train_stages(stages, first, trainer_of, resume)
     write_json(folder / "layer_mapping.json", trained.history)
 
-    metrics = _measure(data, big, folder, evaluator)
+    metrics = _measure(data, folder, evaluator, big, lambda rows: teacher_scores(big, evaluator, rows))
     metrics["selection"] = record["selection"] | metrics["selection"]
     metrics |= {"student_from": start_of(config, student, student_name), "start": origin} | trained.steps
     write_json(folder / "metrics.json", metrics)
@@ -236,12 +242,22 @@ def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Eva
     )
 
 
-def _measure(data: RunData, teacher: PreTrainedModel, folder: Path, evaluator: Evaluator) -> dict[str, Any]:
+def _score_teacher(teacher: PreTrainedModel, evaluator: Evaluator, rows: Examples) -> dict[str, float]:
+    return evaluator.scores(teacher, rows, show="scoring the teacher")
+
+
+def _measure(
+    data: RunData,
+    folder: Path,
+    evaluator: Evaluator,
+    teacher: PreTrainedModel,
+    teacher_scores: Callable[[Examples], dict[str, float]],
+) -> dict[str, Any]:
     """metrics.json: both models' scores, sizes and times, from the saved folder reloaded in float32."""
     best, last = load_pair(folder)
     metrics = head_of(data)
     metrics["trivial"] = per_split(data, lambda rows: trivial_of(data.train, rows))
-    metrics["teacher"] = per_split(data, lambda rows: evaluator.scores(teacher, rows, show="scoring the teacher"))
+    metrics["teacher"] = per_split(data, teacher_scores)
     metrics["student"] = per_split(data, lambda rows: evaluator.scores(best, rows, show="scoring the best student"))
     metrics["last"] = per_split(data, lambda rows: evaluator.scores(last, rows, show="scoring the last student"))
     by_name = {"best": best, "last": last}

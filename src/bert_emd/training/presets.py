@@ -10,7 +10,14 @@ from bert_emd.data.tasks import find_task
 from bert_emd.errors import UserError
 from bert_emd.training.config import DataConfig, DistillConfig, FinetuneConfig
 
-__all__ = ["PRESETS", "paper_preset", "preset_values", "student_depth", "tinybert_preset"]
+__all__ = [
+    "PRESETS",
+    "paper_preset",
+    "preset_values",
+    "published_values",
+    "student_depth",
+    "tinybert_preset",
+]
 
 PRESETS = ("paper", "tinybert")
 
@@ -50,6 +57,12 @@ _EPOCHS_AND_LENGTH: Mapping[str, tuple[int, int]] = MappingProxyType({
     "CoLA": (50, 64), "MNLI": (5, 128), "MRPC": (20, 128), "SST-2": (8, 64),
     "STS-B": (30, 128), "QQP": (10, 128), "QNLI": (10, 128), "RTE": (20, 128),
 })  # fmt: skip
+
+
+def published_values() -> dict[str, list[float]]:
+    """Return every value that stands in the published best settings, by option: the grid that they were found on."""
+    rows = [row for table in _TABLE.values() for row in table.values()]
+    return {name: sorted({float(getattr(row, name)) for row in rows}) for name in _Row._fields}
 
 
 _TINYBERT_EPOCHS: Mapping[str, float] = MappingProxyType({"MNLI": 10.0, "QQP": 10.0, "QNLI": 10.0, "CoLA": 50.0})

@@ -18,8 +18,8 @@ _FEWEST = 3
 def over_seeds(scores: Mapping[int, float]) -> dict[str, Any]:
     """Number, mean and standard deviation (n - 1; null below 2) of one score a seed.
 
-    >>> over_seeds({1: 0.5, 2: 0.7})
-    {'n': 2, 'mean': 0.6, 'sd': 0.1414213562373095}
+    >>> over_seeds({1: 0.5, 2: 1.0, 3: 1.5})
+    {'n': 3, 'mean': 1.0, 'sd': 0.5}
     """
     values = list(scores.values())
     return {
