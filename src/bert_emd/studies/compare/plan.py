@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -25,9 +26,10 @@ from bert_emd.training.values import convert
 
 __all__ = ["Plan", "Run", "TaskPlan", "make_plan"]
 
-_DATA_FIELDS = frozenset(
-    name for name, f in FinetuneConfig.__dataclass_fields__.items() if f.metadata["group"] == DATA
-) - {"model_name_or_path", "model_type"}
+_DATA_FIELDS = frozenset(f.name for f in dataclasses.fields(FinetuneConfig) if f.metadata["group"] == DATA) - {
+    "model_name_or_path",
+    "model_type",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
