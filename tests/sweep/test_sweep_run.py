@@ -315,6 +315,20 @@ def test_values_that_were_tried_are_not_tried_again(teacher: str, files: dict[st
     assert len(list((tmp_path / "out" / "trials").glob("*/metrics.json"))) == 3
 
 
+def test_stages_and_starts_can_be_searched(teacher: str, files: dict[str, str], tmp_path: Path) -> None:
+    space = {"schedule": "one-step,two-stage", "layer_map": "1:2,2:4/1:1,2:3"}
+    config = quick(tmp_path / "out", teacher, files, space=space, sampler="grid", mapping="manual", keep_models=True)
+    result = sweep(config)
+    assert [row["state"] for row in result.trials] == ["complete"] * 4
+    for row in result.trials:
+        place = tmp_path / "out" / row["folder"]
+        assert row["score"] == plain_accuracy(place, files["validation_file"])
+        record = read(place / "run.json")["config"]
+        assert (record["schedule"], record["layer_map"]) == (row["values"]["schedule"], row["values"]["layer_map"])
+        assert ("stages" in read(place / "metrics.json")) == (record["schedule"] == "two-stage")
+        assert {path.name for path in place.iterdir() if path.is_dir()} == {"last"}
+
+
 def test_importances_point_at_the_option_that_matters() -> None:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
     study.optimize(

@@ -28,8 +28,8 @@ __all__ = ["Facts", "best_of", "best_yaml", "importances_of", "ranked", "rows_of
 
 _LEAST_FOR_IMPORTANCES = 4
 _NOT_IN_BEST = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_eval", "do_predict")
-_PATHS = ("teacher_model", "student_model", "data_dir", "train_file", "validation_file", "test_file", "cache_dir",
-          "teacher_cache_dir")  # fmt: skip
+_PATHS = ("teacher_model", "student_model", "pretrained_model", "data_dir", "train_file", "validation_file",
+          "test_file", "cache_dir", "teacher_cache_dir")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

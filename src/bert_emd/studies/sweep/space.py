@@ -25,12 +25,15 @@ __all__ = ["Choices", "Dimension", "Range", "Space", "read_space", "split_assign
 
 _ENGINE = ("adam_beta1", "adam_beta2")
 """Fields of the engine that change what is learnt."""
+_WITH_COMMAS = ("layer_map",)
+"""Texts whose values hold commas themselves."""
 _NOT_SEARCHED = {
     "seed": "a seed that wins has had luck; score one recipe with several seeds instead",
     "eval_step": "more evaluations are more chances of a high score, so it must be the same in all trials",
+    "do_lower_case": "the teacher was trained with its tokenizer as it is",
     "trainer_args": f"name the engine's field itself: {', '.join(_ENGINE)}",
     **dict.fromkeys(("teacher_model", "task_name", "data_dir", "train_file", "validation_file", "test_file",
-                     "text_columns", "label_column", "label_names", "regression"),
+                     "text_columns", "label_column", "label_names", "regression", "select_on"),
                     "scores of other data or another teacher cannot be compared"),
     **dict.fromkeys(("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "strict", "cache_dir",
                      "overwrite_cache", "eval_batch_size", "no_cuda", "logging_steps", "save_steps", "cache_teacher",
@@ -82,7 +85,8 @@ class Choices:
 
     def __str__(self) -> str:
         parts = [show(value) if value is not None else "none" for value in self.options]
-        return ("/" if any(isinstance(value, tuple) for value in self.options) else ",").join(parts)
+        # A value with a comma in it is a list, or is read as one.
+        return ("/" if any("," in part for part in parts) else ",").join(parts)
 
 
 Dimension: TypeAlias = Range | Choices
@@ -170,19 +174,19 @@ def _type_of(name: str, where: str) -> Any:
 
 def _dimension(name: str, value: Any, where: str, kind: Any) -> Dimension:
     if isinstance(value, Mapping):
-        return _from_mapping(value, where, kind)
+        return _from_mapping(name, value, where, kind)
     if isinstance(value, str) and ".." in value:
         return _range(value, where, kind)
-    return _choices(value, where, kind)
+    return _choices(name, value, where, kind)
 
 
-def _from_mapping(value: Mapping[str, Any], where: str, kind: Any) -> Dimension:
+def _from_mapping(name: str, value: Mapping[str, Any], where: str, kind: Any) -> Dimension:
     if set(value) == {"choices"}:
-        return _choices(value["choices"], where, kind)
+        return _choices(name, value["choices"], where, kind)
     unknown = set(map(str, value)) - {"low", "high", "log", "int", "step"}
     if unknown or not {"low", "high"} <= set(value):
         raise UserError(f"{where} must have low and high (and may have log, int, step), or choices alone")
-    marks = [name for name in ("log", "int") if convert(value.get(name, False), bool, f"{where}, {name}")]
+    marks = [m for m in ("log", "int") if convert(value.get(m, False), bool, f"{where}, {m}")]
     step = [f"step={value['step']}"] if value.get("step") is not None else []
     return _range(":".join([f"{value['low']}..{value['high']}", *marks, *step]), where, kind)
 
@@ -240,9 +244,11 @@ def _checked(found: Range, where: str) -> Range:
     return found
 
 
-def _choices(value: Any, where: str, kind: Any) -> Choices:
+def _choices(name: str, value: Any, where: str, kind: Any) -> Choices:
     if isinstance(value, str):
-        parts: list[Any] = [part.strip() for part in value.split("/" if _is_list(kind) else ",")]
+        parts: list[Any] = [
+            part.strip() for part in value.split("/" if _is_list(kind) or name in _WITH_COMMAS else ",")
+        ]
     else:
         parts = list(value) if isinstance(value, (list, tuple)) else [value]
     if not parts or any(part == "" for part in parts):
