@@ -30,8 +30,10 @@ __all__ = [
     "write_whole",
 ]
 
-INTERMEDIATE, STAGE_FILE = "intermediate", "stage.json"
-"""The folder of the first of two stages, and the file that says that it is finished."""
+INTERMEDIATE = "intermediate"
+"""The folder of the first of two stages."""
+STAGE_FILE = "stage.json"
+"""The file in it that says that the stage is finished."""
 # What a run puts into its folder beside best/, last/ and checkpoint-N/, and so all that overwriting may replace.
 # run.json comes last: as long as anything is left to remove, the folder is known as a run's.
 _RUN_FILES = (
