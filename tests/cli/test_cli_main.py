@@ -93,6 +93,19 @@ def test_an_interruption_is_130_and_names_the_newest_checkpoint(stub, capsys):
     assert err.count("\n") == 1
 
 
+def test_an_interruption_of_the_first_of_two_stages_names_its_checkpoint(stub, capsys):
+    stub("distill", distill=Recorder(error=KeyboardInterrupt()))
+    first = Path("out/intermediate/checkpoint-5")
+    first.mkdir(parents=True)
+    for name in ("optimizer.pt", "trainer_state.json"):
+        (first / name).write_text("{}")
+    assert main(DISTILL) == 130
+    assert f"the last checkpoint is {first};" in capsys.readouterr().err
+    (first.parent / "stage.json").write_text("{}")
+    assert main(DISTILL) == 130
+    assert "the first stage is done; the same command with --resume_from_checkpoint" in capsys.readouterr().err
+
+
 def test_an_interruption_before_the_first_checkpoint_says_so(stub, capsys):
     stub("finetune", finetune=Recorder(error=KeyboardInterrupt()))
     assert main(FINETUNE) == 130

@@ -76,10 +76,10 @@ class Tap:
     @property
     def note(self) -> str | None:
         """What is compared where the scores are not simply Q Kᵀ/√d."""
-        if self.needs.attention and not self.needs.values and self.model.config.model_type in HOOKED:
+        if self.needs.attention and self.model.config.model_type in HOOKED:
             return (
                 f"{self.model.config.model_type} adds relative positions to its attention scores; "
-                "the attention cost compares Q Kᵀ/√d without them"
+                "queries and keys (and Q Kᵀ/√d) are compared without them"
             )
         return None
 

@@ -34,7 +34,7 @@ __all__ = [
 INTERMEDIATE = "intermediate"
 """The folder of the first of two stages."""
 STAGE_FILE = "stage.json"
-"""The file that says that it is finished."""
+"""The file in it that says that the stage is finished."""
 # What a run puts into its folder beside best/, last/ and checkpoint-N/, and so all that overwriting may replace.
 # run.json comes last: as long as anything is left to remove, the folder is known as a run's.
 _RUN_FILES = (
