@@ -304,6 +304,9 @@ class DistillConfig(RunConfig):
             1, "student_layers", "student_hidden_size", "student_num_attention_heads", "student_intermediate_size",
             "relation_heads", "relation_layer",
         )  # fmt: skip
+        self._check_together()
+
+    def _check_together(self) -> None:
         check_distillation(self)
 
     @property

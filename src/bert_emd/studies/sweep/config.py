@@ -57,6 +57,11 @@ class SweepConfig(DistillConfig):
         if self.resume_from_checkpoint is not None:
             raise UserError("a sweep goes on by itself when it is started again; leave resume_from_checkpoint out")
 
+    def _check_together(self) -> None:
+        """Options that a value of the space may yet bring together are checked with each value, in `trial`."""
+        if not (self.space or self.space_file or self.space_preset):
+            super()._check_together()
+
     def trial(self, values: dict[str, Any], output_dir: str | None = None) -> DistillConfig:
         """Return the configuration of a distillation with these values; the engine's fields among them too.
 
