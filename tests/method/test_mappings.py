@@ -1,10 +1,8 @@
-"""Mappings: the earth mover's against the reference script over several steps, the controls against loops, and one
-battery that every registered mapping passes."""
+"""Mappings: the earth mover's against the reference script over several steps, the controls' losses against loops."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,87 +11,28 @@ import numpy as np
 import pytest
 import reference
 import torch
+from layer_features import (
+    BATCH,
+    HEADS,
+    MASK,
+    TERMS,
+    VECTORS,
+    advance,
+    features,
+    options,
+    tensors,
+    total,
+    with_gradient,
+    worst_relative,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bert_emd.method import MAPPINGS, Features, Mapping, MappingLoss, MappingOptions, build_mapping
-
-BATCH, LENGTH, WIDTH, HEADS, HEAD_WIDTH = 3, 6, 8, 2, 4
-VECTORS = ("attention_student", "attention_teacher", "hidden_student", "hidden_teacher")
-TERMS = ("attention", "hidden", "embedding")
-MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 1, 0, 0, 0]])
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def features(depth: int, seed: int, dtype: torch.dtype = torch.float64, heads: int = HEADS) -> Features:
-    """Layers of different sizes, so that costs differ and plans are not trivial."""
-    g = torch.Generator().manual_seed(seed)
-    scales = [0.5 + layer / depth for layer in range(depth)]
-    head_shape = (BATCH, heads, LENGTH, HEAD_WIDTH)
-    return Features(
-        embedding=normal(g, BATCH, LENGTH, WIDTH).to(dtype),
-        hidden=[(s * normal(g, BATCH, LENGTH, WIDTH)).to(dtype) for s in scales],
-        attention=[((s * normal(g, *head_shape)).to(dtype), normal(g, *head_shape).to(dtype)) for s in scales],
-        values=[(s * normal(g, *head_shape)).to(dtype) for s in scales],
-    )
-
-
-def tensors(given: Features) -> dict[str, list[Tensor]]:
-    return {
-        "embedding": [] if given.embedding is None else [given.embedding],
-        "hidden": list(given.hidden),
-        "attention": [t for pair in given.attention for t in pair],
-        "values": list(given.values),
-    }
-
-
-def with_gradient(given: Features) -> Features:
-    """A copy whose tensors are leaves that ask for a gradient."""
-    given = copy.deepcopy(given)
-    for group in tensors(given).values():
-        for tensor in group:
-            tensor.requires_grad_()
-    return given
-
-
-def only_needed(given: Features, mapping: Mapping) -> Features:
-    return Features(
-        embedding=given.embedding if mapping.needs.embedding else None,
-        hidden=given.hidden if mapping.needs.hidden else [],
-        attention=given.attention if mapping.needs.attention else [],
-        values=given.values if mapping.needs.values else [],
-    )
-
-
-def total(loss: MappingLoss) -> Tensor:
-    terms = [term for term in (loss.attention, loss.hidden, loss.embedding) if term is not None]
-    assert terms
-    return torch.stack(terms).sum()
-
-
-def options(m: int = 2, n: int = 4, **more: Any) -> MappingOptions:
-    return MappingOptions(num_student=m, num_teacher=n, **more)
+from bert_emd.method import Features, build_mapping
 
 
 def weights_of(mapping: Any) -> dict[str, np.ndarray]:
     return {name: getattr(mapping.cost_attention, name).copy() for name in VECTORS}
-
-
-def advance(mapping: Mapping, steps: int, seed: int = 100) -> list[float]:
-    """Some training batches; the totals."""
-    m, n = mapping.options.num_student, mapping.options.num_teacher
-    mapping.train()
-    return [
-        total(mapping(features(m, seed + 2 * step), features(n, seed + 2 * step + 1), None)).item()
-        for step in range(steps)
-    ]
-
-
-def worst_relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach().double() - expected.detach()).abs() / expected.detach().abs())
 
 
 class TestEmdAgainstTheScript:
@@ -406,121 +345,8 @@ class TestPairs:
             build_mapping("pkd", options(1, 4))(features(1, 0), features(4, 1), None)
 
 
-@pytest.mark.parametrize("name", MAPPINGS)
-class TestEveryMapping:
-    """What training relies on, whatever the mapping."""
-
-    def test_is_registered_under_its_name(self, name: str) -> None:
-        mapping = build_mapping(name, options())
-        assert type(mapping) is MAPPINGS[name]
-        assert mapping.name == name
-        assert mapping.options == options()
-
-    @pytest.mark.parametrize("masked", [False, True])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_loss_is_finite_and_backward_reaches_what_is_needed(
-        self, name: str, dtype: torch.dtype, masked: bool
-    ) -> None:
-        mapping = build_mapping(name, options()).train()
-        mapping.start_epoch(0)
-        student = with_gradient(only_needed(features(2, 0, dtype), mapping))
-        teacher = with_gradient(only_needed(features(4, 1, dtype), mapping))
-        loss = total(mapping(student, teacher, MASK if masked else None))
-        assert loss.shape == ()
-        assert loss.dtype in (torch.float32, torch.float64)
-        assert loss.isfinite()
-        assert loss > 0
-        loss.backward()
-        for group in tensors(student).values():
-            reached = [t.grad for t in group if t.grad is not None]
-            assert all(g.isfinite().all() for g in reached)
-            assert not group or any(g.abs().max() > 0 for g in reached)
-        assert all(t.grad is None for group in tensors(teacher).values() for t in group)
-
-    @pytest.mark.parametrize("switch", TERMS)
-    def test_needs_shrink_with_what_is_switched_off(self, name: str, switch: str) -> None:
-        """What is not needed may be absent and changes nothing; what is needed is used."""
-        mapping = build_mapping(name, options(**{term: term == switch for term in TERMS})).train()
-        full = with_gradient(features(2, 0)), features(4, 1)
-        alone = total(mapping(only_needed(full[0], mapping), only_needed(full[1], mapping), MASK))
-        again = build_mapping(name, mapping.options).train()
-        found = total(again(*full, MASK))
-        assert torch.equal(found, alone)
-        found.backward()
-        used = {group for group, given in tensors(full[0]).items() if any(t.grad is not None for t in given)}
-        assert used
-        assert used == {group for group in tensors(full[0]) if getattr(mapping.needs, group)}
-
-    def test_needs_say_what_must_be_tapped(self, name: str) -> None:
-        needs = build_mapping(name, options()).needs
-        assert needs.tap is (needs.attention or needs.values)
-        assert needs.states is (needs.embedding or needs.hidden)
-        assert needs.tap or needs.states
-
-    def test_state_round_trip(self, name: str, tmp_path: Path) -> None:
-        """A copy made from a file continues with the same numbers."""
-        mapping, fresh = build_mapping(name, options()), build_mapping(name, options())
-        advance(mapping, 3)
-        state = mapping.state_dict()
-        if state:
-            save_file(state, tmp_path / "state.safetensors")
-            state = load_file(tmp_path / "state.safetensors")
-        fresh.load_state_dict(state, strict=True)
-        assert fresh.layer_weights() == mapping.layer_weights()
-        assert advance(fresh, 3, seed=50) == advance(mapping, 3, seed=50)
-
-    def test_the_same_batches_give_the_same_numbers(self, name: str) -> None:
-        assert advance(build_mapping(name, options()), 3) == advance(build_mapping(name, options()), 3)
-
-    def test_evaluation_leaves_no_trace(self, name: str) -> None:
-        mapping, control = build_mapping(name, options()), build_mapping(name, options())
-        mapping.eval()
-        with torch.no_grad():
-            assert total(mapping(features(2, 8), features(4, 9), MASK)).isfinite()
-        assert advance(mapping, 2) == advance(control, 2)
-
-    def test_adds_nothing_that_trains_or_casts(self, name: str) -> None:
-        """No buffer either: data parallelism would overwrite it, a cast would round it."""
-        mapping = build_mapping(name, options())
-        assert list(mapping.parameters()) == []
-        assert list(mapping.buffers()) == []
-
-    def test_layer_weights_can_be_logged(self, name: str) -> None:
-        mapping = build_mapping(name, options())
-        advance(mapping, 1)
-        logged = json.loads(json.dumps(mapping.layer_weights()))
-        assert logged == mapping.layer_weights()
-        for weights in logged.values():
-            assert sum(weights) == pytest.approx(1, rel=1e-12)
-
-    def test_records_are_plans_and_costs_of_all_layers(self, name: str) -> None:
-        loss = build_mapping(name, options())(features(2, 0), features(4, 1), MASK)
-        assert set(loss.record) <= {"attention", "hidden", "values"}
-        for entry in loss.record.values():
-            assert entry["plan"].shape == entry["cost"].shape == (2, 4)
-            assert (entry["plan"] >= 0).all()
-            assert np.isfinite(entry["cost"][entry["plan"] > 0]).all()
-
-    def test_inside_autocast(self, name: str) -> None:
-        outside, inside = build_mapping(name, options()), build_mapping(name, options())
-        given = features(2, 0, torch.float32), features(4, 1, torch.float32)
-        expected = total(outside(*given, MASK))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(total(inside(*given, MASK)), expected)
-
-    def test_a_mask_that_keeps_nothing_is_no_nan(self, name: str) -> None:
-        """Either refused, or padding has no part in the mapping at all."""
-        mapping = build_mapping(name, options())
-        try:
-            loss = total(mapping(features(2, 0), features(4, 1), torch.zeros_like(MASK)))
-        except ValueError as error:
-            assert "keeps no position" in str(error)  # noqa: PT017
-        else:
-            assert torch.equal(loss, total(mapping(features(2, 0), features(4, 1), None)))
-
-
 def test_an_unknown_mapping_is_refused() -> None:
-    with pytest.raises(ValueError, match="there is no mapping 'emb'; choose one of emd, uniform, pkd"):
+    with pytest.raises(ValueError, match="there is no mapping 'emb'; choose one of emd, uniform, skip, last, reverse,"):
         build_mapping("emb", options())
 
 

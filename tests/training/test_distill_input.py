@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from tiny_encoders import BAD, GOOD, PLAIN, same_tensors, save, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
 
 from bert_emd import UserError, distill
+from bert_emd.method import MAPPINGS
 
 
 def test_without_validation_a_tenth_is_held_out_and_the_score_is_optimistic(
@@ -94,19 +96,40 @@ def test_a_student_in_memory_is_the_one_that_is_trained(teacher: str, files: dic
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("mapping", ["kd", "none", "uniform", "pkd"])
+# The pairs of a student of 3 and a teacher of 4 layers, counted from 0; None: drawn, or all of them.
+PAIRS: dict[str, list[tuple[int, int]] | None] = {
+    "kd": [], "none": [], "emd": None, "random": None, "uniform": [(0, 1), (1, 2), (2, 3)], "skip": [(0, 1), (1, 2)],
+    "pkd": [(0, 1), (1, 2)], "last": [(0, 1), (1, 2)], "reverse": [(0, 3), (1, 2), (2, 1)],
+    "all-to-one": [(0, 3), (1, 3), (2, 3)], "manual": [(0, 0), (2, 3)], "minilm": [(2, 3)],
+}  # fmt: skip
+
+
+def test_every_mapping_is_run_below() -> None:
+    assert PAIRS.keys() == {*MAPPINGS, "kd", "none"}
+
+
+@pytest.mark.parametrize("mapping", PAIRS)
 def test_every_mapping_runs_and_only_those_that_match_layers_leave_a_history(
     mapping: str, teacher: str, files: dict[str, str], tmp_path: Path
 ) -> None:
-    result = distill(teacher, None, config=quick_distill(tmp_path, **files, mapping=mapping))
+    more = {"layer_map": "1:1,3:4"} if mapping == "manual" else {}
+    config = quick_distill(tmp_path, **files, mapping=mapping, student_layers=3, **more)
+    result = distill(teacher, None, config=config)
     history = read(tmp_path / "layer_mapping.json")
     assert history == result.mapping
     assert result.metrics["student"]["accuracy"] >= 0.0
-    if mapping == "uniform":
-        assert history[-1]["hidden"]["plan"] == [[0, 1, 0, 0], [0, 0, 0, 1]]
-        assert history[-1]["hidden"]["cost"][0][0] is None
-    else:
+    pairs = PAIRS[mapping]
+    if pairs == []:
         assert history == []
+        return
+    entry = history[-1]["relation" if mapping == "minilm" else "hidden"]
+    plan, cost = np.array(entry["plan"]), np.array(entry["cost"], dtype=float)
+    if pairs is not None:
+        assert list(zip(*plan.nonzero(), strict=True)) == pairs
+        assert np.isnan(cost[plan == 0]).all()
+    assert (cost[plan > 0] > 0).all()
+    notes = read(tmp_path / "run.json")["mapping"]
+    assert (mapping == "emd") is not any(f"mapping {mapping}" in note for note in notes)
 
 
 def test_the_published_optimiser_and_constant_rate(teacher: str, files: dict[str, str], tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ from bert_emd.training.presets import paper_preset
 from bert_emd.training.resolve import resolve, spellings, with_sources_from_defaults
 from bert_emd.training.trainer_fields import ACCEPTED, OURS, REFUSED, check_trainer_args
 
+IDLE_BY_DEFAULT = {
+    "state_loss": "mapping is emd",
+    "intermediate_epochs": "schedule is one-step",
+    "intermediate_learning_rate": "schedule is one-step",
+}
+
 
 def from_yaml(text, cls=DistillConfig, **flags):
     return resolve(cls, flags=flags, file=yaml.safe_load(text))
@@ -133,7 +139,7 @@ def test_values_without_effect_are_reported_and_warned_about_when_set():
     ]
     assert resolve(DistillConfig, flags={"T_emd": "5"}).warnings == ["T_emd 5 has no effect: rule is ratio"]
     by_default = resolve(DistillConfig, flags={})
-    assert by_default.unused == {"T_emd": "rule is ratio"}
+    assert by_default.unused == {**IDLE_BY_DEFAULT, "T_emd": "rule is ratio"}
     assert by_default.warnings == []
     assert resolve(EvaluateConfig, flags={}).unused == {}
 
@@ -200,7 +206,8 @@ def test_preset_paper_is_the_published_row(task, layers, beta, t_emd, t, rate, e
     assert (c.lr_scheduler, c.optimizer, c.train_batch_size) == ("constant", "bert_adam", 32)
     assert resolved.notes == []
     assert resolved.sources["beta"] == "preset paper"
-    assert resolved.unused == dict.fromkeys(("warmup_proportion", "warmup_steps"), "lr_scheduler is constant")
+    constant = dict.fromkeys(("warmup_proportion", "warmup_steps"), "lr_scheduler is constant")
+    assert resolved.unused == {**IDLE_BY_DEFAULT, **constant}
 
 
 @pytest.mark.parametrize(("layers", "row"), [(1, 4), (2, 4), (3, 4), (5, 6), (7, 6), (12, 6)])

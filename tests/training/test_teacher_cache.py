@@ -204,7 +204,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("mapping", ["emd", "uniform", "pkd", "kd"])
+@pytest.mark.parametrize("mapping", ["emd", "uniform", "skip", "pkd", "minilm", "kd"])
 def test_the_same_run_with_and_without(
     teacher: str, files: dict[str, str], tmp_path: Path, calls: list[int], mapping: str
 ) -> None:
@@ -233,7 +233,7 @@ def test_the_same_run_with_and_without(
     for run in (first, second):
         assert len(run.mapping) == len(plain.mapping)
         for ours, truth in zip(run.mapping, plain.mapping, strict=True):
-            for term in {"attention", "hidden"} & set(truth):
+            for term in {"attention", "hidden", "relation"} & set(truth):
                 np.testing.assert_allclose(
                     np.array(ours[term]["cost"], dtype=float), np.array(truth[term]["cost"], dtype=float), rtol=1e-3
                 )

@@ -43,14 +43,18 @@ def interruptible(output_dir: str | None) -> Iterator[None]:
 
 
 def _how_to_go_on(output_dir: str | None) -> str:
-    from bert_emd.training.outputs import complete_checkpoints
+    from bert_emd.training.outputs import INTERMEDIATE, complete_checkpoints, first_stage_done
 
     if output_dir is None:
         return "nothing was written"
     found = complete_checkpoints(Path(output_dir))
+    again = "the same command with --resume_from_checkpoint true goes on from there"
+    if not found and first_stage_done(Path(output_dir)):
+        return f"the first stage is done; {again}"
+    found = found or complete_checkpoints(Path(output_dir) / INTERMEDIATE)
     if not found:
         return f"there is no complete checkpoint in {output_dir} yet; start again with --overwrite_output_dir"
-    return f"the last checkpoint is {found[-1]}; the same command with --resume_from_checkpoint true goes on from there"
+    return f"the last checkpoint is {found[-1]}; {again}"
 
 
 def resolve_args(cls: type[ConfigT], args: argparse.Namespace) -> Resolved[ConfigT]:

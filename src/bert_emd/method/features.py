@@ -6,6 +6,7 @@ Legend: B batch, L tokens, D width, H heads, d head width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class Needs:
     """Queries and keys."""
     values: bool = False
     """Values."""
+    layers: tuple[int, ...] | None = None
+    """Of which layers, counted from 0 and rising; None: of all."""
 
     @property
     def tap(self) -> bool:
@@ -38,7 +41,10 @@ class Needs:
 
 @dataclass(kw_only=True)
 class Features:
-    """The tensors of one model on one batch, lists over its layers; what was not needed is empty or None."""
+    """The tensors of one model on one batch; what was not needed is empty or None.
+
+    The lists run over the model's layers; where only some layers are needed, the others' places hold None.
+    """
 
     embedding: Tensor | None = None
     """[B, L, D], the embedding output (before the first block)."""
@@ -48,3 +54,38 @@ class Features:
     """Queries and keys as the model uses them, each [B, H, L, d]."""
     values: list[Tensor] = field(default_factory=list)
     """Each [B, H, L, d]."""
+
+    def only(self, layers: tuple[int, ...] | None) -> Features:
+        """The same with None in the place of every other layer."""
+        if layers is None:
+            return self
+
+        def chosen(tensors: list[Any]) -> list[Any]:
+            return [tensor if i in layers else None for i, tensor in enumerate(tensors)]
+
+        return Features(
+            embedding=self.embedding,
+            hidden=chosen(self.hidden),
+            attention=chosen(self.attention),
+            values=chosen(self.values),
+        )
+
+    def spread(self, layers: tuple[int, ...] | None) -> Features:
+        """The inverse: lists that hold these layers alone, with each put in its place.
+
+        >>> Features(hidden=["two", "four"]).spread((1, 3)).hidden
+        [None, 'two', None, 'four']
+        """
+        if layers is None:
+            return self
+
+        def placed(tensors: list[Any]) -> list[Any]:
+            found = dict(zip(layers, tensors, strict=False))
+            return [found.get(i) for i in range(layers[-1] + 1)] if tensors else []
+
+        return Features(
+            embedding=self.embedding,
+            hidden=placed(self.hidden),
+            attention=placed(self.attention),
+            values=placed(self.values),
+        )

@@ -65,6 +65,7 @@ def build_student(
     *,
     checkpoint: str | None = None,
     fresh: bool = False,
+    pretrained: str | None = None,
     seed: int = 42,
     cache_dir: str | None = None,
 ) -> BuiltStudent:
@@ -75,6 +76,8 @@ def build_student(
         shape: depth and sizes.
         checkpoint: start from this folder or hub id instead; it brings its own shape.
         fresh: take only the checkpoint's shape.
+        pretrained: copy the layers of this folder or hub id, the encoder that the teacher came from, instead of the
+            teacher's.
         seed: for fresh weights.
         cache_dir: where downloads go.
 
@@ -96,13 +99,50 @@ def build_student(
     if shape.sizes or shape.init == "fresh":
         why = f" ({', '.join(f'{k} {v}' for k, v in shape.sizes.items())})" if shape.sizes else ""
         return BuiltStudent(model=model, origin=f"student: {len(ids)} layers{why}, all weights fresh (seed {seed})")
-    copied, fresh_names, ignored = _copy_layers(teacher, model, ids)
+    source, source_fresh = teacher, list[str]()
+    if pretrained is not None:
+        set_seed(seed)  # the same fresh head whatever the student's depth
+        source, source_fresh = _pretrained_encoder(teacher, pretrained, cache_dir=cache_dir)
+    copied, fresh_names, ignored = _copy_layers(source, model, ids)
     left = f", ignored: {', '.join(ignored)}" if ignored else ""
-    origin = (
-        f"student: {len(ids)} layers copied from teacher layers {', '.join(map(str, ids))}, with embeddings, pooler "
-        f"and head ({copied} tensors copied, {len(fresh_names)} fresh{left})"
-    )
+    numbers = ", ".join(map(str, ids))
+    if pretrained is None:
+        origin = (
+            f"student: {len(ids)} layers copied from teacher layers {numbers}, with embeddings, pooler "
+            f"and head ({copied} tensors copied, {len(fresh_names)} fresh{left})"
+        )
+    else:
+        new = sorted({*fresh_names, *source_fresh} & model.state_dict().keys())
+        origin = (
+            f"student: {len(ids)} layers copied from layers {numbers} of the pretrained encoder {pretrained}, with its "
+            f"embeddings ({copied + len(fresh_names) - len(new)} tensors copied, fresh with seed {seed}: "
+            f"{', '.join(new) or 'none'}{left})"
+        )
     return BuiltStudent(model=model, origin=origin, layer_ids=ids)
+
+
+def _pretrained_encoder(
+    teacher: PreTrainedModel, name: str, *, cache_dir: str | None
+) -> tuple[PreTrainedModel, list[str]]:
+    """The encoder that the teacher came from, with a head for the teacher's labels, and its tensors that are fresh."""
+    what = "the pretrained encoder"
+    config = load_config(name, what, cache_dir=cache_dir)
+    for field in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads"):
+        theirs, ours = getattr(config, field), getattr(teacher.config, field)
+        if theirs != ours:
+            raise UserError(
+                f"{what} {name} has {field} {theirs} but the teacher {ours}, so the teacher did not come from it; name "
+                "the one that it came from with --pretrained_model"
+            )
+    set_labels(config, label_names(teacher.config))
+    config.problem_type = teacher.config.problem_type or config.problem_type
+    model, report = load_classifier(name, what, config=config, cache_dir=cache_dir, may_resize_head=True)
+    if report.encoder_fresh:
+        raise UserError(
+            f"{what} {name} lacks {len(report.encoder_fresh)} weights ({report.encoder_fresh[0]}, …); its config.json "
+            "does not fit it"
+        )
+    return model, report.fresh
 
 
 def _layer_ids(shape: StudentShape, total: int) -> list[int]:

@@ -76,7 +76,7 @@ class Tap:
     @property
     def note(self) -> str | None:
         """What is compared where the scores are not simply Q Kᵀ/√d."""
-        if self.needs.attention and self.model.config.model_type in HOOKED:
+        if self.needs.attention and not self.needs.values and self.model.config.model_type in HOOKED:
             return (
                 f"{self.model.config.model_type} adds relative positions to its attention scores; "
                 "the attention cost compares Q Kᵀ/√d without them"
@@ -128,7 +128,7 @@ class Tap:
                 features.attention = [(q, k) for q, k, _ in captured]
             if self.needs.values:
                 features.values = [v for _, _, v in captured if v is not None]
-        return outputs, features
+        return outputs, features.only(self.needs.layers)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

@@ -18,14 +18,14 @@ __all__ = ["engine_errors", "optimizer_choice", "training_arguments"]
 
 
 def training_arguments(
-    config: RunConfig, folder: Path, *, main_metric: str, constant_lr: bool = False
+    config: RunConfig, folder: Path, *, main_metric: str | None, constant_lr: bool = False
 ) -> TrainingArguments:
     """The engine's arguments for a run.
 
     Args:
         config: the resolved configuration.
         folder: the output folder.
-        main_metric: the metric that chooses the best checkpoint.
+        main_metric: the metric that chooses the best checkpoint; None where none is chosen and nothing evaluated.
         constant_lr: the learning rate stays constant whatever the configuration says (intermediate stage).
 
     Raises:
@@ -46,7 +46,7 @@ def training_arguments(
         "weight_decay": config.weight_decay,
         "adam_epsilon": config.adam_epsilon,
         "max_grad_norm": config.max_grad_norm,
-        "eval_strategy": "epoch" if config.eval_step is None else "steps",
+        "eval_strategy": "no" if main_metric is None else "epoch" if config.eval_step is None else "steps",
         "save_strategy": "epoch" if config.save_steps is None else "steps",
         "logging_steps": config.logging_steps,
         "bf16": config.bf16,
@@ -68,7 +68,7 @@ def training_arguments(
     }
     if config.fp16 and ours["use_cpu"]:
         raise UserError("fp16 needs a GPU; leave it out, or use bf16")
-    if config.eval_step is not None:
+    if config.eval_step is not None and main_metric is not None:
         ours["eval_steps"] = config.eval_step
     if config.save_steps is not None:
         ours["save_steps"] = config.save_steps

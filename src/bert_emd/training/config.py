@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from bert_emd.errors import UserError
-from bert_emd.method import MAPPINGS, CostRule
+from bert_emd.method import MAPPINGS, CostRule, CostScale, StateLoss, layer_map_text
+from bert_emd.training.distill_checks import STUDENT_SHAPE, check_distillation, tinybert_switches
 from bert_emd.training.host import has_bf16
 
 __all__ = [
+    "CLS_LEAVES_OUT",
     "STUDENT_SHAPE",
     "DataConfig",
     "DistillConfig",
@@ -28,15 +31,20 @@ __all__ = [
 ]
 
 StudentInit = Literal["spread", "first", "last", "fresh"]
+StudentFrom = Literal["teacher", "pretrained"]
+Schedule = Literal["one-step", "two-stage"]
 Optimizer = Literal["adamw", "bert_adam"]
 Scheduler = Literal["linear", "constant", "constant_with_warmup", "cosine", "polynomial"]
 
 DATA, STUDENT, METHOD, TRAINING, OUTPUT = "data", "student", "method", "training", "output"
 
 
-def opt(default: Any, help: str, *, group: str, aliases: tuple[str, ...] = ()) -> Any:
-    """A field with its line of documentation, its group in ``--help`` and other names of its flag."""
-    metadata = {"help": help, "group": group, "aliases": aliases}
+def opt(
+    default: Any, help: str, *, group: str, aliases: tuple[str, ...] = (), read: Callable[[Any], Any] | None = None
+) -> Any:
+    """A field with its line of documentation, its group in ``--help``, other names of its flag, and what brings a value
+    into the form that is kept where several are taken (it raises a ValueError that names the field)."""
+    metadata = {"help": help, "group": group, "aliases": aliases, "read": read}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -65,6 +73,7 @@ class DataConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        self._read()
         self._check_types()
         self._at_least(1, "eval_batch_size")
         self._at_least(3, "max_seq_length")
@@ -77,6 +86,15 @@ class DataConfig:
                     raise UserError(
                         f"task_name {self.task_name} and {name} exclude each other; name a task or your own files"
                     )
+
+    def _read(self) -> None:
+        for f in dataclasses.fields(self):
+            read, value = f.metadata.get("read"), getattr(self, f.name)
+            if read is not None and value is not None:
+                try:
+                    object.__setattr__(self, f.name, read(value))
+                except ValueError as error:
+                    raise UserError(str(error)) from error
 
     def _check_types(self) -> None:
         for f in dataclasses.fields(self):
@@ -223,6 +241,8 @@ class DistillConfig(RunConfig):
     student_hidden_size: int | None = opt(None, "another width than the teacher's; implies fresh weights", group=STUDENT)
     student_num_attention_heads: int | None = opt(None, "another number of heads; implies fresh weights", group=STUDENT)
     student_intermediate_size: int | None = opt(None, "another feed-forward width; implies fresh weights", group=STUDENT)
+    student_from: StudentFrom = opt("teacher", "whose layers are copied: the fine-tuned teacher's, or those of the pretrained encoder it came from", group=STUDENT)
+    pretrained_model: str | None = opt(None, "that encoder: a folder or a hub id (default: the one that the teacher's run.json names)", group=STUDENT)
     no_pretrain: bool = opt(False, "take only the shape of student_model and fresh weights", group=STUDENT)
     projection: bool = opt(False, "train a projection from student to teacher width even where the widths agree", group=STUDENT)
     share_param: bool = opt(True, "one projection for all layers; false: one a layer", group=STUDENT)
@@ -232,6 +252,11 @@ class DistillConfig(RunConfig):
     beta: float = opt(1.0, "weight of the intermediate losses", group=METHOD)
     theta: float = opt(1.0, "weight of the mapping within them, against the embeddings", group=METHOD)
     T: float = opt(1.0, "temperature of the prediction loss", group=METHOD)
+    cost_scale: CostScale = opt("absolute", "relative divides each pair's cost by the teacher layer's own mean square, so that one beta means the same on every encoder", group=METHOD)
+    state_loss: StateLoss = opt("mse", "what mappings of pairs compare: mse: attention, all hidden states and embeddings; cls: PKD's normalised [CLS] states alone", group=METHOD)
+    layer_map: str | None = opt(None, "the pairs of mapping manual, student layer:teacher layer counted from 1: 1:2,2:4,3:6", group=METHOD, read=layer_map_text)
+    relation_heads: int | None = opt(None, "into how many heads minilm splits queries, keys and values (default: the teacher's heads where they divide both widths, else the largest number below that does)", group=METHOD)
+    relation_layer: int | None = opt(None, "the teacher layer that minilm learns from, counted from 1 (default: the last)", group=METHOD)
     T_emd: float = opt(1.0, "temperature of the layer weights (softmax rules)", group=METHOD)
     rule: CostRule = opt("ratio", "how the layer weights follow the costs: ratio, softmax, double-softmax or fixed", group=METHOD)
     seperate: bool = opt(False, "keep the layer weights of attention and hidden states apart", group=METHOD, aliases=("separate",))
@@ -240,13 +265,17 @@ class DistillConfig(RunConfig):
     use_embedding: bool = opt(True, "match embedding outputs", group=METHOD)
     count_padding: bool = opt(False, "count padded positions in the means, as the published numbers did; pads to max_seq_length", group=METHOD)
     one_step: bool = opt(True, "all losses at once; false: the intermediate losses alone, constant learning rate", group=METHOD)
-    pred_distill: bool = opt(False, "the prediction loss alone", group=METHOD)
+    schedule: Schedule = opt("one-step", "one-step: all losses at once; two-stage: the intermediate losses first, then the prediction loss, each with an optimiser of its own", group=METHOD)
+    intermediate_epochs: float = opt(10.0, "two-stage: passes of the first stage; num_train_epochs are the second's", group=TRAINING)
+    intermediate_learning_rate: float = opt(5e-5, "two-stage: the first stage's learning rate, which is constant", group=TRAINING)
+    intermediate_max_steps: int | None = opt(None, "two-stage: stop the first stage after this many steps (default: as max_steps)", group=TRAINING)
+    pred_distill: bool = opt(False, "the prediction loss alone, with linear warm-up and decay", group=METHOD)
     new_pred_loss: bool = opt(True, "false: soft loss times T²/2 without alpha, regression on the labels", group=METHOD)
     reduce_T: float = opt(1.0, "divides the soft loss", group=METHOD)
     use_emd: bool = opt(True, "false: the uniform mapping", group=METHOD)
     update_weight: bool = opt(True, "false: the layer weights stay uniform (rule fixed)", group=METHOD)
-    tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false", group=METHOD)
-    pkd: bool = opt(False, "the PKD baseline: normalised [CLS] states, every M-th teacher layer", group=METHOD)
+    tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false; with pred_distill its second one, with schedule two-stage both", group=METHOD)
+    pkd: bool = opt(False, "the PKD baseline: mapping skip with the normalised [CLS] loss", group=METHOD)
     cache_teacher: bool = opt(False, "keep the teacher's outputs for these data on disk, in 16 bits: built in the first epoch, read in the later ones and by later runs", group=TRAINING)
     teacher_cache_dir: str | None = opt(None, "where they are kept (default: teacher-outputs in cache_dir, or in ~/.cache/bert-emd)", group=TRAINING)
     aug_train: bool = opt(False, "train on the task's train_aug.tsv", group=DATA)
@@ -259,47 +288,16 @@ class DistillConfig(RunConfig):
         if self.tinybert and self.one_step and self.use_emd and self.new_pred_loss:
             # A frozen dataclass cannot tell a default from a value that was given, and all three given as true
             # would contradict the switch.
-            for name in ("one_step", "use_emd", "new_pred_loss"):
-                object.__setattr__(self, name, False)
+            for name, value in tinybert_switches(self.pred_distill, self.schedule).items():
+                object.__setattr__(self, name, value)
         self._between(0, 1, "alpha")
         self._at_least(0, "beta", "theta")
-        self._above_zero("T", "T_emd", "reduce_T")
+        self._above_zero("T", "T_emd", "reduce_T", "intermediate_epochs", "intermediate_learning_rate")
         self._at_least(
-            1, "student_layers", "student_hidden_size", "student_num_attention_heads", "student_intermediate_size"
-        )
-        known = (*MAPPINGS, "kd", "none")
-        if self.mapping not in known:
-            raise UserError(f"mapping must be one of {', '.join(known)}, not {self.mapping!r}")
-        if self.student_layers is not None and self.student_layer_ids is not None:
-            raise UserError("student_layers and student_layer_ids exclude each other; keep one")
-        if self.student_layer_ids is not None and self.student_init != "spread":
-            raise UserError("student_layer_ids names the layers, so student_init has no say; keep one")
-        if self.student_init != "spread" and (self.student_model is not None or any(self.sizes)):
-            raise UserError(
-                "student_init says which of the teacher's layers are copied, and none are here; leave it out"
-            )
-        if self.student_layer_ids is not None and any(self.sizes):
-            raise UserError("another size means fresh weights, so student_layer_ids copies nothing; use student_layers")
-        if self.pkd and self.mapping not in ("emd", "pkd"):
-            raise UserError(f"pkd is a mapping of its own and mapping {self.mapping} another; keep one")
-        if self.student_model is not None:
-            for name in STUDENT_SHAPE:
-                if getattr(self, name) is not None:
-                    raise UserError(f"student_model brings its own shape; leave {name} out")
-        if self.no_pretrain and self.student_model is None:
-            raise UserError("no_pretrain takes the shape of a student_model; name one, or use student_init fresh")
-        if self.pred_distill and not self.one_step:
-            raise UserError(
-                "one_step false leaves the intermediate losses alone, pred_distill the prediction loss alone; keep one"
-            )
-        if not self.one_step and self.effective_mapping in ("kd", "none"):
-            raise UserError(
-                f"one_step false trains the intermediate losses, but mapping {self.effective_mapping} has none"
-            )
-        if self.cache_teacher and self.count_padding and self.effective_mapping not in ("kd", "none", "pkd"):
-            raise UserError("count_padding compares padding too, and cache_teacher keeps none; leave one of them out")
-        if not self.one_step and not (self.use_att or self.use_rep or self.use_embedding):
-            raise UserError("with use_att, use_rep and use_embedding all false, one_step false leaves nothing to learn")
+            1, "student_layers", "student_hidden_size", "student_num_attention_heads", "student_intermediate_size",
+            "relation_heads", "relation_layer",
+        )  # fmt: skip
+        check_distillation(self)
 
     @property
     def effective_mapping(self) -> str:
@@ -327,6 +325,25 @@ class DistillConfig(RunConfig):
         """The asked-for sizes other than the depth."""
         return (self.student_hidden_size, self.student_num_attention_heads, self.student_intermediate_size)
 
+    def has_effect(self, name: str) -> bool:
+        """Whether an option of mappings concerns the one that is used."""
+        mapping = MAPPINGS.get(self.effective_mapping)
+        if mapping is None or name not in mapping.uses:
+            return False
+        states_alone = self.state_loss == "cls" and "state_loss" in mapping.uses
+        return not (states_alone and name in CLS_LEAVES_OUT)
+
+    @property
+    def matches(self) -> bool:
+        """Whether any intermediate loss is left."""
+        switches = [getattr(self, name) for name in ("use_att", "use_rep", "use_embedding") if self.has_effect(name)]
+        return self.effective_mapping in MAPPINGS and (not switches or any(switches))
+
+    @property
+    def steps_of_intermediate(self) -> int:
+        """``max_steps`` of the first of two stages."""
+        return self.max_steps if self.intermediate_max_steps is None else self.intermediate_max_steps
+
     def needs_labels(self, *, regression: bool) -> bool:
         """Whether training uses the label column, for a teacher that predicts classes or a number."""
         if not self.one_step:
@@ -336,15 +353,15 @@ class DistillConfig(RunConfig):
         return self.effective_alpha < 1
 
 
+CLS_LEAVES_OUT = frozenset({"use_att", "use_rep", "use_embedding", "cost_scale", "count_padding"})
+"""The options that have no part in PKD's loss."""
+
+
 def _is_tuple_of(value: Any, kind: type) -> bool:
     return isinstance(value, tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
 
 
-STUDENT_SHAPE = (
-    "student_layers", "student_layer_ids", "student_hidden_size", "student_num_attention_heads",
-    "student_intermediate_size",
-)  # fmt: skip
-"""The fields that say what a student built from the teacher looks like."""
 _CHOICES: dict[str, Any] = {
-    "StudentInit": StudentInit, "Optimizer": Optimizer, "Scheduler": Scheduler, "CostRule": CostRule,
+    "StudentInit": StudentInit, "StudentFrom": StudentFrom, "Optimizer": Optimizer, "Scheduler": Scheduler,
+    "Schedule": Schedule, "CostRule": CostRule, "CostScale": CostScale, "StateLoss": StateLoss,
 }  # fmt: skip

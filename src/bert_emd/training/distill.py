@@ -14,26 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bert_emd.data import Examples, collator
 from bert_emd.errors import UserError
-from bert_emd.models import (
-    StudentShape,
-    build_student,
-    has_tokenizer,
-    label_names,
-    load_classifier,
-    load_tokenizer,
-    set_labels,
-)
-from bert_emd.training.arguments import engine_errors, optimizer_choice, training_arguments
-from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
+from bert_emd.models import has_tokenizer, label_names, load_classifier, load_tokenizer, set_labels
+from bert_emd.training.arguments import engine_errors, optimizer_choice
+from bert_emd.training.config import DistillConfig
 from bert_emd.training.evaluation import Evaluator, size_of, timed
-from bert_emd.training.execution import encode_for, load_pair, metric_function, plain_model, steps_of, train_and_install
+from bert_emd.training.execution import encode_for, load_pair, metric_function, plain_model
 from bert_emd.training.inputs import RunData, Source, align, load_run_data
 from bert_emd.training.outputs import (
     check_output_dir,
     files_read,
     make_folder,
     open_output_dir,
-    resume_point,
     write_json,
 )
 from bert_emd.training.preflight import TEACHER_ROWS, Preflight
@@ -48,6 +39,8 @@ from bert_emd.training.records import (
     selection_note,
     trivial_of,
 )
+from bert_emd.training.stages import Stage, find_resume, stages_of, train_stages
+from bert_emd.training.start import check_start, make_student, start_of
 from bert_emd.training.trainer import DistillTrainer
 
 __all__ = ["DistillResult", "distill"]
@@ -100,15 +93,18 @@ def distill(
     config = config if config is not None else DistillConfig()
     if teacher is None or teacher == "":
         raise UserError("which teacher? Name its folder or hub id with --teacher_model")
-    resume = resume_point(config.output_dir, config.resume_from_checkpoint)
+    resume = find_resume(config)
     checks = Preflight(strict=config.strict)
     student_name = str(student) if isinstance(student, (str, Path)) else config.student_model
     folder = check_output_dir(
         config.output_dir,
         overwrite=config.overwrite_output_dir,
         resume=resume is not None,
-        inputs=files_read(config, train, validation, teacher=teacher, student=student or student_name),
+        inputs=files_read(
+            config, train, validation, teacher=teacher, student=student or student_name, encoder=config.pretrained_model
+        ),
     )
+    pretrained = check_start(config, teacher, student, student_name)
     if isinstance(teacher, PreTrainedModel):
         big = teacher.float()
     else:
@@ -133,11 +129,14 @@ def distill(
     checks.labels(data.validation.task.label_names, assumed)
     if assumed:
         set_labels(big.config, data.validation.task.label_names)
-    small, origin = _student(config, big, student, student_name)
+    small, origin = make_student(config, big, student, student_name, pretrained)
     _LOG.info("%s", origin)
-    other = None
-    if student_name is not None and has_tokenizer(student_name):
-        other = load_tokenizer(student_name, "the student", cache_dir=config.cache_dir)
+    other, brought = None, student_name or pretrained
+    if brought is not None and has_tokenizer(brought):
+        other = load_tokenizer(
+            brought, "the student", do_lower_case=config.do_lower_case if pretrained else None,
+            cache_dir=config.cache_dir,
+        )  # fmt: skip
     checks.vocabulary(tokenizer, {"teacher": big, "student": small}, other)
     for what, model in (("teacher", big), ("student", small)):
         checks.length(what, model, config.max_seq_length)
@@ -153,79 +152,64 @@ def distill(
     data = _with_teacher_labels(data, big, evaluator)
     train_rows, validation_rows = encode_for(config, data, tokenizer, checks)
 
-    padded = config.pad_to_max_length or config.count_padding
-    arguments = training_arguments(
-        config, folder, main_metric=data.validation.task.main_metric, constant_lr=not config.one_step
-    )
+    stages = stages_of(config, folder, main_metric=data.validation.task.main_metric)
     make_folder(folder)
-    with engine_errors():
-        trainer = DistillTrainer(
-            student=small,
-            teacher=big,
-            config=config,
-            args=arguments,
-            train_dataset=train_rows,
-            eval_dataset=validation_rows,
-            data_collator=collator(tokenizer, config.max_seq_length if padded else None),
-            processing_class=tokenizer,
-            compute_metrics=metric_function(data.validation),
-            optimizer_cls_and_kwargs=optimizer_choice(config),
-            early_stopping=config.early_stopping,
-        )
-    if trainer.distiller.projection is not None:
-        _LOG.info(
-            "projection: %d to %d, %s, trained with the student and left out of what is saved",
-            small.config.hidden_size, big.config.hidden_size,
-            "one for all layers" if config.share_param else "one a layer",
-        )  # fmt: skip
-    for tap in (trainer.distiller.student_tap, trainer.distiller.teacher_tap):
-        if tap is not None and tap.note:
-            _LOG.info("%s", tap.note)
+    padded = config.pad_to_max_length or config.count_padding
+
+    def trainer_of(stage: Stage, model: PreTrainedModel) -> DistillTrainer:
+        with engine_errors():
+            return DistillTrainer(
+                student=model,
+                teacher=big,
+                config=stage.config,
+                args=stage.arguments,
+                train_dataset=train_rows,
+                eval_dataset=validation_rows if stage.chooses else None,
+                data_collator=collator(tokenizer, config.max_seq_length if padded else None),
+                processing_class=tokenizer,
+                compute_metrics=metric_function(data.validation),
+                optimizer_cls_and_kwargs=optimizer_choice(stage.config),
+                early_stopping=stage.config.early_stopping,
+            )
+
+    first = trainer_of(stages[0], small)
+    notes = _notes(first, config)
+    for note in notes:
+        _LOG.info("%s", note)
     open_output_dir(folder, resume=resume is not None)
     record = run_record(
         "distill", config, sources, {"train": data.train, "validation": data.validation, **data.reported},
-        student=origin, findings=checks.findings,
+        student=origin, mapping=notes, findings=checks.findings,
     )  # fmt: skip
     write_json(folder / "run.json", record)
-    seconds = train_and_install(trainer, folder, resume)
-    write_json(folder / "layer_mapping.json", trainer.history)
+    trained = train_stages(stages, first, trainer_of, resume)
+    write_json(folder / "layer_mapping.json", trained.history)
 
     metrics = _measure(data, big, folder, evaluator)
-    metrics |= steps_of(folder, trainer, seconds)
+    metrics |= {"student_from": start_of(config, student, student_name), "start": origin} | trained.steps
     write_json(folder / "metrics.json", metrics)
     best = plain_model(folder)
     return DistillResult(
         student=best,
         tokenizer=tokenizer,
         metrics=metrics,
-        mapping=trainer.history,
+        mapping=trained.history,
         summary=_summary(metrics, data, folder),
     )
 
 
-def _student(
-    config: DistillConfig, teacher: PreTrainedModel, student: Any, student_name: str | None
-) -> tuple[PreTrainedModel, str]:
-    if isinstance(student, PreTrainedModel):
-        if label_names(student.config) != label_names(teacher.config):
-            raise UserError("the student's labels are not the teacher's; set its id2label to the teacher's first")
-        if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
-            raise UserError("the student is deeper than the teacher; take one with at most as many layers")
-        return student.float(), "student: a model in memory, as it was passed"
-    if student_name is not None and (given := [name for name in STUDENT_SHAPE if getattr(config, name) is not None]):
-        raise UserError(f"the student {student_name} brings its own shape; leave {given[0]} out")
-    shape = StudentShape(
-        layers=config.student_layers,
-        layer_ids=config.student_layer_ids,
-        init=config.student_init,
-        hidden_size=config.student_hidden_size,
-        num_attention_heads=config.student_num_attention_heads,
-        intermediate_size=config.student_intermediate_size,
-    )
-    built = build_student(
-        teacher, shape, checkpoint=student_name, fresh=config.no_pretrain, seed=config.seed, cache_dir=config.cache_dir
-    )
-    return built.model, built.origin
+def _notes(trainer: DistillTrainer, config: DistillConfig) -> list[str]:
+    """What is said before the first step about how the two models are compared."""
+    distiller = trainer.distiller
+    notes = list(distiller.mapping.notes) if distiller.mapping is not None else []
+    if distiller.projection is not None:
+        first: Any = distiller.projection[0]
+        notes.append(
+            f"projection: {first.in_features} to {first.out_features}, "
+            f"{'one for all layers' if config.share_param else 'one a layer'}, trained with the student and left out "
+            "of what is saved"
+        )
+    return notes + [tap.note for tap in (distiller.student_tap, distiller.teacher_tap) if tap is not None and tap.note]
 
 
 def _with_teacher_labels(data: RunData, teacher: PreTrainedModel, evaluator: Evaluator) -> RunData:

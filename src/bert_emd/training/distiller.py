@@ -20,7 +20,7 @@ __all__ = ["Distiller", "LossOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """How the terms are added up: L = beta (theta (L_att + L_hid) + L_emb) + L_pred."""
+    """How the terms are added up: L = beta (theta (L_att + L_hid + L_rel) + L_emb) + L_pred."""
 
     alpha: float = 1.0
     beta: float = 1.0
@@ -30,7 +30,7 @@ class LossOptions:
     published: bool = True
     """False: the reference's ``new_pred_loss false``."""
     one_step: bool = True
-    """False: L_att + L_hid + L_emb alone, without beta and theta."""
+    """False: the intermediate terms alone, without beta and theta."""
     count_padding: bool = False
     """Count padded positions in the means; a padded key's score is zero."""
 
@@ -68,7 +68,7 @@ class Distiller(nn.Module):
         if teacher is not None:
             self._teacher_was = teacher.training, [p.requires_grad for p in teacher.parameters()]
             teacher.eval().requires_grad_(False)
-        needs = mapping.needs if mapping is not None else Needs()
+        needs = mapping.student_needs if mapping is not None else Needs()
         self.projection = None
         if teacher is not None and needs.states:
             narrow, wide = student.config.hidden_size, teacher.config.hidden_size
@@ -76,7 +76,8 @@ class Distiller(nn.Module):
                 count = 1 if share_projection else student.config.num_hidden_layers + 1
                 self.projection = nn.ModuleList(_projection(narrow, wide) for _ in range(count))
         self.student_tap = Tap(student, needs)
-        self.teacher_tap = Tap(teacher, needs) if teacher is not None else None
+        wanted = mapping.teacher_needs if mapping is not None else Needs()
+        self.teacher_tap = Tap(teacher, wanted) if teacher is not None else None
         self.cache: TeacherCache | None = None
         self.record: dict[str, Any] = {}
         self.sums: dict[str, Tensor] = {}
@@ -152,7 +153,7 @@ class Distiller(nn.Module):
         if self.mapping is not None:
             self._project(features)
             mask = attention_mask
-            if opt.count_padding:
+            if opt.count_padding and "count_padding" in self.mapping.uses:
                 _zero_padded_keys(features, teacher_features, attention_mask)
                 mask = None  # every position is in the means
             loss = loss + self._intermediate(features, teacher_features, mask)
@@ -175,7 +176,8 @@ class Distiller(nn.Module):
         mask = inputs["attention_mask"]
         cache = self.cache if rows is not None else None
         if cache is not None and cache.has(rows or ()):
-            return cache.load(rows or (), mask)
+            logits, kept = cache.load(rows or (), mask)
+            return logits, kept.spread(self.teacher_tap.needs.layers)
         with torch.no_grad():
             self.teacher_tap.model.to(inputs["input_ids"].device)
             outputs, features = self.teacher_tap(**inputs)
@@ -200,7 +202,7 @@ class Distiller(nn.Module):
         self.record = terms.record
         opt = self.options
         beta, theta = (opt.beta, opt.theta) if opt.one_step else (1.0, 1.0)
-        weights = {"attention": beta * theta, "hidden": beta * theta, "embedding": beta}
+        weights = dict.fromkeys(("attention", "hidden", "relation"), beta * theta) | {"embedding": beta}
         found = {name: getattr(terms, name) for name in weights if getattr(terms, name) is not None}
         self._noted(**found)
         return sum((weights[name] * value for name, value in found.items()), torch.zeros((), device=_device(found)))
@@ -212,7 +214,9 @@ class Distiller(nn.Module):
         own = [self.projection[i % len(self.projection)] for i in range(len(features.hidden) + 1)]
         if features.embedding is not None:
             features.embedding = own[0](features.embedding)
-        features.hidden = [project(h) for project, h in zip(own[1:], features.hidden, strict=True)]
+        states = zip(own[1:], features.hidden, strict=True)
+        # Layers that the mapping does not look at hold None.
+        features.hidden = [h if h is None else project(h) for project, h in states]
 
     def _noted(self, **terms: Tensor) -> Tensor:
         """Keep sums of the terms for the log, without waiting for the device; returns the last term."""
@@ -244,7 +248,8 @@ def _zero_padded_keys(student: Features, teacher: Features, mask: Tensor | None)
     if mask is None:
         return
     for features in (student, teacher):
-        features.attention = [(q, k * mask[:, None, :, None].to(k.dtype)) for q, k in features.attention]
+        keep = mask[:, None, :, None]
+        features.attention = [pair and (pair[0], pair[1] * keep.to(pair[1].dtype)) for pair in features.attention]
 
 
 def _device(terms: dict[str, Tensor]) -> torch.device:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from bert_emd.method import MAPPINGS
 from bert_emd.training.config import DistillConfig, RunConfig
 
-__all__ = ["without_effect"]
+__all__ = ["OF_MAPPINGS", "without_effect"]
+
+OF_MAPPINGS = tuple(sorted(frozenset().union(*(mapping.uses for mapping in MAPPINGS.values()))))
+"""Every option that only some mappings have."""
 
 
 def without_effect(config: RunConfig) -> dict[str, str]:
@@ -25,57 +29,86 @@ def without_effect(config: RunConfig) -> dict[str, str]:
 
 
 def _of_distillation(config: DistillConfig) -> dict[str, str]:
-    found: dict[str, str] = {}
     mapping = config.effective_mapping
+    found = _of_mapping(config)
     if mapping != config.mapping:
         switch = "pred_distill is set" if config.pred_distill else "pkd is set" if config.pkd else "use_emd is false"
         found["mapping"] = f"{switch}, so it is {mapping}"
-    if mapping in ("kd", "none"):
-        reason = f"mapping is {mapping}" if not config.pred_distill else "pred_distill is set"
-        for name in ("beta", "theta", "use_att", "use_rep", "use_embedding", "count_padding", "projection"):
-            found[name] = reason
-    if mapping != "emd":
-        for name in ("T_emd", "rule", "seperate", "update_weight"):
-            found[name] = f"mapping is {mapping}"
-    elif config.effective_rule in ("ratio", "fixed"):
-        found["T_emd"] = f"rule is {config.effective_rule}"
-        if config.effective_rule == "fixed":
-            found["seperate"] = "rule is fixed"
-    if not config.update_weight:
-        found["rule"] = "update_weight is false"
-    elif config.rule == "fixed":
-        found["update_weight"] = "rule is fixed"
-    if config.student_model is not None or config.student_layer_ids is not None or any(config.sizes):
-        found["student_init"] = "the student is not made of a choice of the teacher's layers"
     nothing = None
-    if mapping not in ("kd", "none", "pkd") and not (config.use_att or config.use_rep or config.use_embedding):
+    if mapping in MAPPINGS and not config.matches:
         nothing = "use_att, use_rep and use_embedding are false"
-    elif mapping not in ("kd", "none") and config.one_step and config.beta == 0:
+    elif mapping in MAPPINGS and config.beta == 0 and _together(config):
         nothing = "beta is 0"
     if nothing is not None:
-        for name in ("mapping", "theta", "rule", "T_emd", "seperate", "update_weight", "use_att", "use_rep",
-                     "use_embedding", "count_padding", "projection"):  # fmt: skip
-            if name not in nothing:
+        for name in ("mapping", "beta", "theta", *OF_MAPPINGS):
+            if name not in nothing and (name not in OF_MAPPINGS or config.has_effect(name)):
                 found[name] = nothing
-        if "beta" not in nothing:
-            found["beta"] = nothing
     if config.mapping != "emd" or config.pkd or config.pred_distill:
         found["use_emd"] = f"mapping is {mapping}"
-    if not (config.use_att or config.use_rep):
+    if config.has_effect("use_att") and not (config.use_att or config.use_rep):
         found["theta"] = "use_att and use_rep are false"
-    if not config.cache_teacher and config.teacher_cache_dir is not None:
-        found["teacher_cache_dir"] = "cache_teacher is false"
     if mapping == "none":
         for name in ("cache_teacher", "teacher_cache_dir", "alpha", "T", "reduce_T", "new_pred_loss"):
             found[name] = "there is no teacher in the loss"
-    if mapping == "pkd":
-        for name in ("use_att", "use_rep", "use_embedding", "count_padding"):
-            found[name] = "PKD matches [CLS] states only"
+    return found | _of_student(config) | _of_stages(config)
+
+
+def _of_mapping(config: DistillConfig) -> dict[str, str]:
+    """The options of mappings that the one in use does not have, and those that its other options overrule."""
+    mapping = config.effective_mapping
+    reason = "pred_distill is set" if config.pred_distill and mapping == "kd" else f"mapping is {mapping}"
+    found: dict[str, str] = {}
+    if mapping not in MAPPINGS:
+        found |= dict.fromkeys(("beta", "theta"), reason)
+    for name in OF_MAPPINGS:
+        if not config.has_effect(name) and getattr(config, name) is not None:
+            known = mapping in MAPPINGS and name in MAPPINGS[mapping].uses
+            found[name] = "state_loss is cls" if known else reason
+    if config.has_effect("rule"):
+        if config.effective_rule in ("ratio", "fixed"):
+            found["T_emd"] = f"rule is {config.effective_rule}"
+        if config.effective_rule == "fixed":
+            found["seperate"] = "rule is fixed"
+        if not config.update_weight:
+            found["rule"] = "update_weight is false"
+        elif config.rule == "fixed":
+            found["update_weight"] = "rule is fixed"
+    return found
+
+
+def _of_student(config: DistillConfig) -> dict[str, str]:
+    found = {}
+    if config.student_model is not None or config.student_layer_ids is not None or any(config.sizes):
+        found["student_init"] = "the student is not made of a choice of the teacher's layers"
+    if config.student_model is not None or config.student_init == "fresh" or any(config.sizes):
+        found["student_from"] = "no layers are copied"
+    if config.student_from == "teacher" and config.pretrained_model is not None:
+        found["pretrained_model"] = "student_from is teacher"
+    return found
+
+
+def _of_stages(config: DistillConfig) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if not config.cache_teacher and config.teacher_cache_dir is not None:
+        found["teacher_cache_dir"] = "cache_teacher is false"
     if not config.one_step:
         for name in ("alpha", "beta", "theta", "T", "reduce_T", "new_pred_loss"):
             found[name] = "one_step is false"
         for name in ("lr_scheduler", "warmup_proportion", "warmup_steps"):
             found[name] = "one_step is false: the learning rate is constant"
+    if config.schedule == "two-stage":
+        found |= dict.fromkeys(("beta", "theta"), "schedule is two-stage: the intermediate losses stand alone")
+        if config.steps_of_intermediate > 0:
+            found["intermediate_epochs"] = "the first stage's steps are set"
+    else:
+        for name in ("intermediate_epochs", "intermediate_learning_rate", "intermediate_max_steps"):
+            if getattr(config, name) is not None:
+                found[name] = "schedule is one-step"
     if not config.new_pred_loss:
         found["alpha"] = "new_pred_loss is false"
     return found
+
+
+def _together(config: DistillConfig) -> bool:
+    """Whether the intermediate losses are added to the prediction loss, so that beta weighs them."""
+    return config.one_step and config.schedule == "one-step"

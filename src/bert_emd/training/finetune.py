@@ -147,7 +147,7 @@ def finetune(
     if config.eval_all_checkpoints:
         trainer.args.save_total_limit = None
     open_output_dir(folder, resume=resume is not None)
-    record = run_record("finetune", config, sources, _named(data), findings=checks.findings)
+    record = run_record("finetune", config, sources, _named(data), model=name, findings=checks.findings)
     write_json(folder / "run.json", record)
     seconds = train_and_install(trainer, folder, resume)
 

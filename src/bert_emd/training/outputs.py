@@ -16,9 +16,12 @@ from bert_emd.processes import first_process
 from bert_emd.training.config import RunConfig
 
 __all__ = [
+    "INTERMEDIATE",
+    "STAGE_FILE",
     "check_output_dir",
     "complete_checkpoints",
     "files_read",
+    "first_stage_done",
     "install_model",
     "make_folder",
     "open_output_dir",
@@ -27,6 +30,8 @@ __all__ = [
     "write_whole",
 ]
 
+INTERMEDIATE, STAGE_FILE = "intermediate", "stage.json"
+"""The folder of the first of two stages, and the file that says that it is finished."""
 # What a run puts into its folder beside best/, last/ and checkpoint-N/, and so all that overwriting may replace.
 # run.json comes last: as long as anything is left to remove, the folder is known as a run's.
 _RUN_FILES = (
@@ -44,6 +49,7 @@ _RUN_FILES = (
     "sentencepiece.bpe.model",
     "metrics.json",
     "layer_mapping.json",
+    STAGE_FILE,
     "run.json",
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -151,6 +157,11 @@ def open_output_dir(folder: Path, *, resume: bool) -> None:
 
 
 def _remove_run(folder: Path) -> None:
+    first = folder / INTERMEDIATE
+    if _own_folder(first):
+        _remove_run(first)
+        if not any(first.iterdir()):
+            first.rmdir()
     best = folder / "best"
     if _own_folder(best):
         for path in filter(_own_folder, best.glob("step-*")):
@@ -173,6 +184,11 @@ def _own_folder(path: Path) -> bool:
 def _checkpoints(folder: Path) -> list[Path]:
     found = [(int(m[1]), p) for p in folder.iterdir() if p.is_dir() and (m := _CHECKPOINT.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
+
+
+def first_stage_done(folder: Path) -> bool:
+    """Whether the first of a run's two stages was trained to its end."""
+    return (folder / INTERMEDIATE / STAGE_FILE).is_file()
 
 
 def complete_checkpoints(folder: Path, *, resumable: bool = True) -> list[Path]:

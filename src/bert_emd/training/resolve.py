@@ -146,6 +146,7 @@ def _typed(
 ) -> dict[str, Any]:
     """The given values under the fields' own names and in their types; the engine's fields below ``trainer_args``."""
     names, types = spellings(cls), field_types(cls)
+    readers = {f.name for f in dataclasses.fields(cls) if f.metadata.get("read") is not None}
     prefix, suffix = ("--", "") if source == FLAG else ("", f" in {file_name or 'the config file'}")
     typed: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -161,7 +162,8 @@ def _typed(
             extra.update(check_trainer_args(convert(value, types[name], where)))
         elif name in types:
             value = _resume_value(value) if name == "resume_from_checkpoint" else value
-            typed[name] = convert(value, types[name], where)
+            # A field that takes several forms is read by the configuration itself.
+            typed[name] = value if name in readers else convert(value, types[name], where)
         elif name in ACCEPTED and _EXTRA in types:
             extra.update(check_trainer_args({name: convert(value, trainer_type(name), where)}))
         else:

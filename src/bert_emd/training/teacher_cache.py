@@ -65,9 +65,10 @@ def blocks_of(features: Features) -> list[Block]:
 
 def _tensors(features: Features) -> list[tuple[str, Tensor]]:
     found = [("embedding", features.embedding)] if features.embedding is not None else []
-    found += [("hidden", h) for h in features.hidden]
-    found += [(kind, t) for pair in features.attention for kind, t in zip(("query", "key"), pair, strict=True)]
-    return found + [("value", v) for v in features.values]
+    # Layers that nothing needs hold None.
+    found += [("hidden", h) for h in features.hidden if h is not None]
+    found += [(kind, t) for pair in features.attention if pair for kind, t in zip(("query", "key"), pair, strict=True)]
+    return found + [("value", v) for v in features.values if v is not None]
 
 
 def model_key(model: nn.Module, config: Any) -> str:
@@ -309,7 +310,9 @@ def open_cache(
     with torch.no_grad(), tap:
         inputs = {k: v.to(device) for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
         outputs, features = tap(**inputs)
-    key = {"model": model_key(model, model.config), "data": data_key(rows), "precision": precision}
+    key: dict[str, Any] = {"model": model_key(model, model.config), "data": data_key(rows), "precision": precision}
+    if tap.needs.layers is not None and (features.hidden or features.attention):
+        key["layers"] = list(tap.needs.layers)
     lengths = list(rows["length"]) if "length" in rows.column_names else [sum(row) for row in rows["attention_mask"]]
     cache = TeacherCache(directory, key, lengths, blocks_of(features), outputs.logits.shape[1])
     there = cache.count

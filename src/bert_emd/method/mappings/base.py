@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,9 +16,17 @@ from bert_emd.method.cost_attention import CostRule
 from bert_emd.method.distances import hidden_distances
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
+from bert_emd.method.scale import attention_mean_squares, hidden_mean_squares, usable_scale
 from bert_emd.method.transfer import to_device
 
-__all__ = ["Mapping", "MappingLoss", "MappingOptions"]
+__all__ = ["COST_OPTIONS", "CostScale", "Mapping", "MappingLoss", "MappingOptions", "StateLoss"]
+
+StateLoss = Literal["mse", "cls"]
+CostScale = Literal["absolute", "relative"]
+COST_OPTIONS = frozenset(
+    {"use_att", "use_rep", "use_embedding", "cost_scale", "count_padding", "projection", "share_param"}
+)
+"""The options of every mapping that sums the distances of attention scores, hidden states and embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +35,23 @@ class MappingOptions:
 
     num_student: int
     num_teacher: int
+    student_heads: int | None = None
+    teacher_heads: int | None = None
+    student_width: int | None = None
+    teacher_width: int | None = None
     attention: bool = True
     hidden: bool = True
     embedding: bool = True
     rule: CostRule = "ratio"
     T_emd: float = 1.0
     joint: bool = True
+    cost_scale: CostScale = "absolute"
+    state_loss: StateLoss = "mse"
+    layer_map: str | None = None
+    relation_heads: int | None = None
+    relation_layer: int | None = None
+    """Counted from 1."""
+    seed: int = 42
 
 
 @dataclass(kw_only=True)
@@ -38,6 +60,7 @@ class MappingLoss:
 
     attention: Tensor | None = None
     hidden: Tensor | None = None
+    relation: Tensor | None = None
     embedding: Tensor | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -48,9 +71,14 @@ class Mapping(nn.Module, abc.ABC):
     A mapping says what it needs, is told the epoch, and is called on every training batch with the student's hidden
     states already in the teacher's width. Its state, where it has any, goes through ``get_extra_state`` as one
     float64 tensor, so that it is checkpointed with the model and never cast or broadcast with it.
+
+    Raises:
+        ValueError: it cannot be defined for these depths or options.
     """
 
     name: ClassVar[str]
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """The options that have an effect in this mapping, as the configuration names them."""
 
     def __init__(self, options: MappingOptions) -> None:
         super().__init__()
@@ -58,8 +86,31 @@ class Mapping(nn.Module, abc.ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the tap has to supply."""
+        """Which kinds of tensors both taps have to supply."""
         return Needs(embedding=self.options.embedding, hidden=self.options.hidden, attention=self.options.attention)
+
+    @property
+    def layers(self) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+        """Of which student and of which teacher layers, counted from 0; None: of all."""
+        return None, None
+
+    @property
+    def student_needs(self) -> Needs:
+        """What the student's tap has to supply."""
+        return dataclasses.replace(self.needs, layers=_rising(self.layers[0]))
+
+    @property
+    def teacher_needs(self) -> Needs:
+        """What the teacher's tap has to supply, and its cache to keep."""
+        return dataclasses.replace(self.needs, layers=_rising(self.layers[1]))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about how the two models are compared."""
+        ours, theirs = self.options.student_heads, self.options.teacher_heads
+        if self.needs.attention and ours != theirs:
+            return [f"the teacher has {theirs} attention heads and the student {ours}: head averages are compared"]
+        return []
 
     def start_epoch(self, epoch: int) -> None:
         """Told before the first batch of each epoch, counted from 0."""
@@ -78,8 +129,38 @@ class Mapping(nn.Module, abc.ABC):
             return None
         assert student.embedding is not None
         assert teacher.embedding is not None
-        cost = hidden_distances([student.embedding], [teacher.embedding], mask, look=False)[0, 0]
-        return cost * whole_batch_mean(cost, lambda: self.positions(student, mask))[1]
+        cost = hidden_distances([student.embedding], [teacher.embedding], mask, look=False)[0]
+        cost, _, factor = self.whole_batch("embedding", cost, student, teacher, mask, [0])
+        return cost[0] * factor
+
+    def whole_batch(
+        self, term: str, cost: Tensor, student: Features, teacher: Features, mask: Tensor | None, layers: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        r"""This process's costs on the scale that is asked for, those of all processes, and the factor between them.
+
+        .. math:: D_{ij} / s_j \text{ where costs are relative, } s_j \text{ the teacher layer's own mean square}
+
+        Args:
+            term: attention, hidden or embedding.
+            cost: its costs, of any shape.
+            student: its features.
+            teacher: its features.
+            mask: [B, L] or None.
+            layers: the teacher layer of each entry of the last dimension of ``cost``.
+
+        Returns:
+            D with its gradient, the whole batch's D without, and the factor of `whole_batch_mean`. The denominators
+            are constants, and the whole batch's.
+        """
+        count = partial(self.positions, student, mask, pairs=term == "attention")
+        whole, factor = whole_batch_mean(cost, count)
+        if self.options.cost_scale == "absolute":
+            return cost, whole, factor
+        distinct = sorted(set(layers))
+        scale = usable_scale(whole_batch_mean(_mean_squares(term, student, teacher, mask, distinct), count)[0])
+        if list(layers) != distinct:
+            scale = scale[[distinct.index(j) for j in layers]]
+        return cost / scale.to(cost.dtype), whole / scale, factor
 
     @staticmethod
     def positions(student: Features, mask: Tensor | None, *, pairs: bool = False) -> Tensor | int:
@@ -87,11 +168,27 @@ class Mapping(nn.Module, abc.ABC):
         if mask is not None:
             lengths = mask.bool().sum(1)
             return lengths.square().sum() if pairs else lengths.sum()
-        tensor = student.embedding
-        if tensor is None:
-            tensor = student.hidden[0] if student.hidden else student.attention[0][0]
+        queries = (pair[0] for pair in student.attention if pair is not None)
+        tensor = next(t for t in (student.embedding, *student.hidden, *queries) if t is not None)
         batch, length = tensor.shape[0], tensor.shape[-2]
         return batch * length ** (2 if pairs else 1)
+
+
+def _rising(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if layers is None else tuple(sorted(set(layers)))
+
+
+def _mean_squares(
+    term: str, student: Features, teacher: Features, mask: Tensor | None, layers: Sequence[int]
+) -> Tensor:
+    if term == "attention":
+        queries = next(pair[0] for pair in student.attention if pair is not None)
+        chosen = [teacher.attention[j] for j in layers]
+        return attention_mean_squares(chosen, mask, average=queries.shape[1] != chosen[0][0].shape[1])
+    if term == "embedding":
+        assert teacher.embedding is not None
+        return hidden_mean_squares([teacher.embedding], mask)
+    return hidden_mean_squares([teacher.hidden[j] for j in layers], mask)
 
 
 def weighted_sum(weights: np.ndarray, cost: Tensor) -> Tensor:

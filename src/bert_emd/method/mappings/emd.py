@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from bert_emd.method.cost_attention import CostAttention
 from bert_emd.method.distances import attention_distances, hidden_distances
-from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features
-from bert_emd.method.mappings.base import Mapping, MappingLoss, MappingOptions, weighted_sum
+from bert_emd.method.mappings.base import COST_OPTIONS, Mapping, MappingLoss, MappingOptions, weighted_sum
 from bert_emd.method.transfer import HostCopy
 from bert_emd.method.transport import transport_plan
 
@@ -25,14 +23,16 @@ class EmdMapping(Mapping):
 
     .. math:: L_{att} = \sum_{ij} F^A_{ij} D^A_{ij}, \qquad L_{hid} = \sum_{ij} F^H_{ij} D^H_{ij}
 
-    D are the all-pairs distances of the batch, F the exact plan under the present layer weights. F is a constant for
-    the gradient, which by the envelope theorem makes it the true gradient of the transport cost. The weights move
-    once per training forward, after the plan, and never in evaluation.
+    D are the all-pairs distances of the batch, or the relative ones (then plan, weights and loss all see those), F the
+    exact plan under the present layer weights. F is a constant for the gradient, which by the envelope theorem makes
+    it the true gradient of the transport cost. The weights move once per training forward, after the plan, and never
+    in evaluation.
 
     Source: Li et al., EMNLP 2020, section 3.2 and 3.3.
     """
 
     name = "emd"
+    uses = COST_OPTIONS | {"rule", "T_emd", "seperate", "update_weight"}
 
     def __init__(self, options: MappingOptions) -> None:
         super().__init__(options)
@@ -49,8 +49,8 @@ class EmdMapping(Mapping):
         ):
             if wanted:
                 cost_MN = distances(getattr(student, term), getattr(teacher, term), mask, look=False)
-                pairs = term == "attention"
-                costs[term] = (cost_MN, *whole_batch_mean(cost_MN, partial(self.positions, student, mask, pairs=pairs)))
+                layers = range(self.options.num_teacher)
+                costs[term] = self.whole_batch(term, cost_MN, student, teacher, mask, layers)
         travelling = HostCopy([whole for _, whole, _ in costs.values()]) if costs else None
         # Queued before the host waits for the costs, so that the device has work while the plans are solved.
         loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))

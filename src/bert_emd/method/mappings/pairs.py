@@ -1,10 +1,10 @@
-"""Mappings that pair each student layer with fixed teacher layers: the controls that users compare with."""
+"""What the mappings share that pair student layers with chosen teacher layers: the earth mover's controls."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,23 +14,82 @@ from torch import Tensor
 from bert_emd.method.distances import attention_distances, hidden_distances
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
-from bert_emd.method.mappings.base import Mapping, MappingLoss
+from bert_emd.method.mappings.base import COST_OPTIONS, Mapping, MappingLoss, MappingOptions
 from bert_emd.method.transfer import HostCopy
 
-__all__ = ["PairMapping", "PkdMapping", "UniformMapping"]
+__all__ = ["PairMapping", "evenly"]
+
+
+def evenly(i: int, m: int, n: int) -> int:
+    """Teacher layer ⌈i·N/M⌉ of student layer i, both counted from 1; i·N/M where M divides N.
+
+    >>> [evenly(i, 3, 6) for i in (1, 2, 3)], [evenly(i, 4, 6) for i in (1, 2, 3, 4)]
+    ([2, 4, 6], [2, 3, 5, 6])
+    """
+    return -(-i * n // m)
 
 
 class PairMapping(Mapping):
-    """Sums the distances of fixed (student, teacher) pairs, each counted from 0."""
+    r"""Compares chosen pairs of a student layer i and a teacher layer j = g(i).
+
+    With ``state_loss`` ``mse`` the distances of attention scores and hidden states are summed over the P pairs, as
+    TinyBERT does it, and the embedding outputs are compared beside them:
+
+    .. math:: L_{att} = \sum_i D^A_{i,g(i)}, \qquad L_{hid} = \sum_i D^H_{i,g(i)}
+
+    With ``cls`` it is the loss of PKD: the first position's states, normalised; neither attention nor embeddings take
+    part.
+
+    .. math:: L_{hid} = \frac{1}{P} \sum_i \left\lVert \frac{s_i}{\lVert s_i\rVert} - \frac{t_{g(i)}}{\lVert
+              t_{g(i)}\rVert} \right\rVert^2 \text{, mean over the batch}
+    """
+
+    uses = COST_OPTIONS | {"state_loss"}
+    rounds: ClassVar[bool] = False
+    """Whether its pairs come from ⌈i·N/M⌉."""
+
+    def __init__(self, options: MappingOptions) -> None:
+        super().__init__(options)
+        m, n = options.num_student, options.num_teacher
+        if m > n:
+            raise ValueError(f"mapping {self.name} needs a teacher of at least as many layers ({m} against {n})")
+        if not self.pairs():
+            raise ValueError(
+                f"mapping {self.name} leaves the last student layer unmatched: it needs a student of 2 layers or more"
+            )
 
     @abc.abstractmethod
     def pairs(self) -> Sequence[tuple[int, int]]:
-        """The pairs of this batch."""
+        """The (student, teacher) pairs of this batch, each layer counted from 0."""
+
+    @property
+    def first_position_only(self) -> bool:
+        """Whether the loss is PKD's."""
+        return self.options.state_loss == "cls"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(hidden=True) if self.first_position_only else super().needs
+
+    @property
+    def layers(self) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+        pairs = self.pairs()
+        return [i for i, _ in pairs], [j for _, j in pairs]
+
+    @property
+    def notes(self) -> list[str]:
+        m, n = self.options.num_student, self.options.num_teacher
+        found = f"mapping {self.name}, student layer from teacher layer: "
+        found += ", ".join(f"{i + 1} from {j + 1}" for i, j in self.pairs())
+        if self.rounds and n % m:
+            found += f" (⌈i·{n}/{m}⌉, rounded up as {m} does not divide {n})"
+        return [found, *super().notes]
 
     def forward(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
-        loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))
         pairs = self.pairs()
-        shape = (self.options.num_student, self.options.num_teacher)
+        if self.first_position_only:
+            return self._first_positions(pairs, student, teacher)
+        loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))
         found: dict[str, Tensor] = {}
         for term, wanted, distances in (
             ("attention", self.options.attention, attention_distances),
@@ -40,56 +99,30 @@ class PairMapping(Mapping):
                 continue
             ours, theirs = getattr(student, term), getattr(teacher, term)
             costs = torch.stack([distances([ours[i]], [theirs[j]], mask, look=False)[0, 0] for i, j in pairs])
-            count = partial(self.positions, student, mask, pairs=term == "attention")
-            found[term], factor = whole_batch_mean(costs, count)
+            layers = [j for _, j in pairs]
+            costs, found[term], factor = self.whole_batch(term, costs, student, teacher, mask, layers)
             setattr(loss, term, costs.sum() * factor)
+        self._record(loss, pairs, found, 1.0)
+        return loss
+
+    def _first_positions(self, pairs: Sequence[tuple[int, int]], student: Features, teacher: Features) -> MappingLoss:
+        costs = []
+        for i, j in pairs:
+            s, t = (F.normalize(x[:, 0].float(), dim=-1) for x in (student.hidden[i], teacher.hidden[j].detach()))
+            costs.append((s - t).square().sum(-1).mean())
+        stacked = torch.stack(costs)
+        whole, factor = whole_batch_mean(stacked, lambda: student.hidden[pairs[0][0]].shape[0])
+        loss = MappingLoss(hidden=stacked.mean() * factor)
+        self._record(loss, pairs, {"hidden": whole}, 1 / len(pairs))
+        return loss
+
+    def _record(
+        self, loss: MappingLoss, pairs: Sequence[tuple[int, int]], found: dict[str, Tensor], weight: float
+    ) -> None:
+        """Costs of the pairs, and a plan whose sum with them is the loss."""
+        shape = (self.options.num_student, self.options.num_teacher)
         for term, values in zip(found, HostCopy(list(found.values())).wait() if found else (), strict=True):
             plan, cost = np.zeros(shape), np.full(shape, np.nan)
             for (i, j), value in zip(pairs, values, strict=True):
-                plan[i, j], cost[i, j] = 1.0, value
+                plan[i, j], cost[i, j] = weight, value
             loss.record[term] = {"cost": cost, "plan": plan}
-        return loss
-
-
-class UniformMapping(PairMapping):
-    """TinyBERT: student layer i learns from teacher layer ⌈i·N/M⌉, counted from 1 (i·N/M where M divides N).
-
-    The losses are sums over the student's layers. Source: Jiao et al., Findings of EMNLP 2020, section 3.
-    """
-
-    name = "uniform"
-
-    def pairs(self) -> Sequence[tuple[int, int]]:
-        m, n = self.options.num_student, self.options.num_teacher
-        return [(i - 1, -(-i * n // m) - 1) for i in range(1, m + 1)]
-
-
-class PkdMapping(PairMapping):
-    r"""PKD-skip: for i = 1..M-1, the normalised [CLS] states of student layer i and teacher layer ⌈i·N/M⌉.
-
-    .. math:: L = \frac{1}{M-1} \sum_{i<M} \left\lVert \frac{s_i}{\lVert s_i\rVert} - \frac{t_{g(i)}}{\lVert
-              t_{g(i)}\rVert} \right\rVert^2 \text{, mean over the batch}
-
-    The last student layer is not matched: it learns through the prediction loss. Neither attention nor embeddings
-    take part. Source: Sun et al., EMNLP 2019.
-    """
-
-    name = "pkd"
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(hidden=True)
-
-    def pairs(self) -> Sequence[tuple[int, int]]:
-        m, n = self.options.num_student, self.options.num_teacher
-        return [(i - 1, -(-i * n // m) - 1) for i in range(1, m)]
-
-    def forward(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
-        costs = []
-        for i, j in self.pairs():
-            s, t = (F.normalize(x[:, 0].float(), dim=-1) for x in (student.hidden[i], teacher.hidden[j].detach()))
-            costs.append((s - t).square().sum(-1).mean())
-        if not costs:
-            raise ValueError("PKD leaves the last student layer unmatched, so it needs a student of 2 layers or more")
-        mean = torch.stack(costs).mean()
-        return MappingLoss(hidden=mean * whole_batch_mean(mean, lambda: student.hidden[0].shape[0])[1])
