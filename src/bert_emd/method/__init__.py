@@ -14,6 +14,7 @@ from bert_emd.method.mappings import (
     layer_map_text,
 )
 from bert_emd.method.prediction import hard_loss, prediction_loss, soft_loss
+from bert_emd.method.projected import Projected
 from bert_emd.method.transport import transport_plan
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MappingLoss",
     "MappingOptions",
     "Needs",
+    "Projected",
     "StateLoss",
     "attention_distances",
     "build_mapping",

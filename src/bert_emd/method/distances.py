@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 from bert_emd.method.attention import AttentionDistances, QueryKey
-from bert_emd.method.hidden import HiddenDistances
+from bert_emd.method.hidden import streamed_hidden_distances
+from bert_emd.method.projected import State
 
 __all__ = ["attention_distances", "hidden_distances"]
 
 
 def hidden_distances(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None, *, look: bool = True
+    student: Sequence[State], teacher: Sequence[Tensor], mask: Tensor | None = None, *, look: bool = True
 ) -> Tensor:
     r"""Mean squared error between every student layer and every teacher layer.
 
     .. math:: D_{ij} = \frac{1}{P \cdot D} \sum_{p, k} (S_{i,p,k} - T_{j,p,k})^2
 
     Args:
-        student: M tensors [B, L, D]. Differentiable.
+        student: M tensors [B, L, D], or `Projected` ones of this shape. Differentiable.
         teacher: N tensors [B, L, D]. Constants.
         mask: [B, L], true = keep; the P positions kept are what the mean runs over. None keeps all.
         look: False spares a GPU the wait for the check that the mask keeps anything; costs are NaN if it does not.
@@ -47,16 +48,18 @@ def hidden_distances(
     _check_layers(student, teacher)
     shape = student[0].shape
     for name, layer in [("student", s) for s in student] + [("teacher", t) for t in teacher]:
-        if layer.dim() != 3:
-            raise ValueError(f"a {name} layer has {layer.dim()} dimensions; hidden states are [batch, tokens, width]")
+        if len(layer.shape) != 3:
+            raise ValueError(
+                f"a {name} layer has {len(layer.shape)} dimensions; hidden states are [batch, tokens, width]"
+            )
         if layer.shape[-1] != shape[-1]:
             raise ValueError(
                 f"a {name} layer is {layer.shape[-1]} wide but another is {shape[-1]}; project the student's first"
             )
         if layer.shape != shape:
             raise ValueError(f"a {name} layer has shape {tuple(layer.shape)} but another has {tuple(shape)}")
-    mask = _check_mask(mask, shape[:2], student[0].device, look=look)
-    return HiddenDistances.apply(mask, len(student), *student, *teacher)  # type: ignore[no-any-return, no-untyped-call]
+    mask = _check_mask(mask, shape[:2], teacher[0].device, look=look)
+    return streamed_hidden_distances(student, teacher, mask)
 
 
 def attention_distances(

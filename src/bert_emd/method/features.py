@@ -46,10 +46,10 @@ class Features:
     The lists run over the model's layers; where only some layers are needed, the others' places hold None.
     """
 
-    embedding: Tensor | None = None
-    """[B, L, D], the embedding output (before the first block)."""
-    hidden: list[Tensor] = field(default_factory=list)
-    """Each [B, L, D], the outputs of the blocks."""
+    embedding: Any = None
+    """[B, L, D], the embedding output (before the first block): a tensor, or the student's a `Projected`."""
+    hidden: list[Any] = field(default_factory=list)
+    """Each [B, L, D], the outputs of the blocks: tensors, or the student's `Projected`."""
     attention: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Queries and keys as the model uses them, each [B, H, L, d]."""
     values: list[Tensor] = field(default_factory=list)

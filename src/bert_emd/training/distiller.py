@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_emd.errors import UserError
-from bert_emd.method import Features, Mapping, Needs, hard_loss, prediction_loss
+from bert_emd.method import Features, Mapping, Needs, Projected, hard_loss, prediction_loss
 from bert_emd.models import Tap
 from bert_emd.training.teacher_cache import TeacherCache
 
@@ -211,12 +211,12 @@ class Distiller(nn.Module):
         """Student states into the teacher's width: one projection for all, or the embeddings' and each layer's own."""
         if self.projection is None:
             return
-        own = [self.projection[i % len(self.projection)] for i in range(len(features.hidden) + 1)]
-        if features.embedding is not None:
-            features.embedding = own[0](features.embedding)
-        states = zip(own[1:], features.hidden, strict=True)
+        layers = [self.projection[i % len(self.projection)] for i in range(len(features.hidden) + 1)]
         # Layers that the mapping does not look at hold None.
-        features.hidden = [h if h is None else project(h) for project, h in states]
+        features.embedding, *features.hidden = (
+            None if state is None else Projected(state, layer.weight, layer.bias)  # type: ignore[arg-type]
+            for layer, state in zip(layers, (features.embedding, *features.hidden), strict=True)
+        )
 
     def _noted(self, **terms: Tensor) -> Tensor:
         """Keep sums of the terms for the log, without waiting for the device; returns the last term."""

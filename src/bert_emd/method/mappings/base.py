@@ -170,7 +170,7 @@ class Mapping(nn.Module, abc.ABC):
             return lengths.square().sum() if pairs else lengths.sum()
         queries = (pair[0] for pair in student.attention if pair is not None)
         tensor = next(t for t in (student.embedding, *student.hidden, *queries) if t is not None)
-        batch, length = tensor.shape[0], tensor.shape[-2]
+        batch, length = int(tensor.shape[0]), int(tensor.shape[-2])
         return batch * length ** (2 if pairs else 1)
 
 

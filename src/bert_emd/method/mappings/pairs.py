@@ -108,7 +108,7 @@ class PairMapping(Mapping):
     def _first_positions(self, pairs: Sequence[tuple[int, int]], student: Features, teacher: Features) -> MappingLoss:
         costs = []
         for i, j in pairs:
-            s, t = (F.normalize(x[:, 0].float(), dim=-1) for x in (student.hidden[i], teacher.hidden[j].detach()))
+            s, t = (F.normalize(x.float(), dim=-1) for x in (student.hidden[i][:, 0], teacher.hidden[j][:, 0].detach()))
             costs.append((s - t).square().sum(-1).mean())
         stacked = torch.stack(costs)
         whole, factor = whole_batch_mean(stacked, lambda: student.hidden[pairs[0][0]].shape[0])
