@@ -177,7 +177,8 @@ def test_without_their_teacher_students_are_left_out(data, tmp_path, calls, monk
 
 
 _SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores Ctrl-C
 sys.path.insert(0, {folder!r})
 from compare_data import FAKE
 from bert_emd.studies.compare import study
