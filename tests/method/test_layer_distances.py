@@ -507,7 +507,7 @@ class TestRefusals:
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The way through the code of a CPU, and that of other devices, which never looks at a value."""
     if request.param == "device":
-        for module in ("pair_sums", "hidden", "attention"):
+        for module in ("pair_sums", "hidden", "attention_pieces"):
             monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "on_cpu", lambda _: False)
     return str(request.param)
 

@@ -10,12 +10,14 @@ from bert_emd.models.loading import (
     load_tokenizer,
 )
 from bert_emd.models.quiet import quiet
+from bert_emd.models.sixteen import SixteenBitMatrices
 from bert_emd.models.student import BuiltStudent, StudentShape, build_student, spread_layers
 from bert_emd.models.tap import Tap
 
 __all__ = [
     "BuiltStudent",
     "LoadReport",
+    "SixteenBitMatrices",
     "StudentShape",
     "Tap",
     "build_student",

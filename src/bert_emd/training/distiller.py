@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from bert_emd.errors import UserError
 from bert_emd.method import Features, Mapping, Needs, Projected, hard_loss, prediction_loss
-from bert_emd.models import Tap
+from bert_emd.models import SixteenBitMatrices, Tap
 from bert_emd.training.teacher_cache import TeacherCache
 
 __all__ = ["Distiller", "LossOptions"]
@@ -78,6 +78,7 @@ class Distiller(nn.Module):
         self.student_tap = Tap(student, needs)
         wanted = mapping.teacher_needs if mapping is not None else Needs()
         self.teacher_tap = Tap(teacher, wanted) if teacher is not None else None
+        self._matrices: SixteenBitMatrices | None = None
         self.cache: TeacherCache | None = None
         self.record: dict[str, Any] = {}
         self.sums: dict[str, Tensor] = {}
@@ -100,6 +101,9 @@ class Distiller(nn.Module):
         self.student_tap.detach()
         if self.teacher_tap is not None:
             self.teacher_tap.detach()
+            if self._matrices is not None:
+                self._matrices.restore()
+                self._matrices = None
             teacher, (training, wanted) = self.teacher_tap.model, self._teacher_was
             teacher.train(training)
             for parameter, requires_grad in zip(teacher.parameters(), wanted, strict=True):
@@ -178,12 +182,23 @@ class Distiller(nn.Module):
         if cache is not None and cache.has(rows or ()):
             logits, kept = cache.load(rows or (), mask)
             return logits, kept.spread(self.teacher_tap.needs.layers)
+        device = inputs["input_ids"].device
         with torch.no_grad():
-            self.teacher_tap.model.to(inputs["input_ids"].device)
+            self.teacher_tap.model.to(device)
+            self._match_precision(device.type)
             outputs, features = self.teacher_tap(**inputs)
         if cache is not None:
             cache.store(rows or (), mask, outputs.logits, features)
         return outputs.logits, features
+
+    def _match_precision(self, device: str) -> None:
+        """Under autocast the teacher's matrices are kept in 16 bits, elsewhere as they are."""
+        wanted = torch.is_autocast_enabled(device)
+        if wanted and self._matrices is None and self.teacher is not None:
+            self._matrices = SixteenBitMatrices(self.teacher, torch.get_autocast_dtype(device))
+        elif not wanted and self._matrices is not None:
+            self._matrices.restore()
+            self._matrices = None
 
     def compile(self, *_: Any, **__: Any) -> None:
         """Compile both models; the mapping around them stays as it is."""

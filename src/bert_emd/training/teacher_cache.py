@@ -171,20 +171,22 @@ class TeacherCache:
 
     def store(self, rows: Sequence[int], mask: Tensor, logits: Tensor, features: Features) -> None:
         """Keep these examples, except where a value is too large for 16 bits; those are computed every time."""
-        batch, length = mask.shape
-        packed_BLR = torch.empty(batch, length, self._width, dtype=torch.float16)
-        for block, (_, tensor) in zip(self.blocks, _tensors(features), strict=True):
-            part = tensor.detach() if tensor.dim() == 3 else tensor.detach().transpose(1, 2).flatten(2)
-            packed_BLR[..., block.start : block.stop].copy_(part)
         if not self._marker.exists():
             self._marker.write_text(_boot(), encoding="utf-8")
+        # [B, L, …] each; from another device in one copy a tensor.
+        tensors = [(t if t.dim() == 3 else t.transpose(1, 2)).detach().cpu() for _, t in _tensors(features)]
+        opened = [tensor.unbind(0) for tensor in tensors]
         host_logits = logits.detach().float().cpu().numpy()
         for i, (row, keep) in enumerate(zip(rows, _kept(mask), strict=True)):
-            values = packed_BLR[i][keep]
-            if self._done[row] or not bool(values.isfinite().all()):
+            if self._done[row]:
                 continue
             if self._width:
-                self._of(row).copy_(values)
+                place = self._of(row)
+                for block, tensor in zip(self.blocks, opened, strict=True):
+                    place[:, block.start : block.stop].unflatten(1, block.shape).copy_(tensor[i][keep])  # type: ignore[no-untyped-call]
+                # Both are undefined where any value is.
+                if not all(bool(end.isfinite()) for end in torch.aminmax(place)):
+                    continue
             self._logits[row] = host_logits[i]
             self._done[row] = 1
 

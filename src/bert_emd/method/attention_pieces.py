@@ -1,0 +1,286 @@
+"""A batch of queries and keys cut into pieces that fit a cache, and what is done with one piece.
+
+Legend: B batch, L tokens, H heads, d head width; a piece holds n matrices (heads of one row, or of several) of length l.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bert_emd.method.exact16 import exact_products
+from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
+
+__all__ = ["Layer", "Piece", "Pieces", "QueryKey", "Side"]
+
+QueryKey = tuple[Tensor, Tensor]
+
+# Elements of all layers' scores in one piece: a CPU's cache, or enough to fill a GPU.
+_PIECE = {"cpu": 1 << 22, "other": 1 << 24}
+# The same for queries and keys where no scores are made: large products are fewer calls.
+_PIECE_OF_PRODUCTS = 1 << 24
+_SHORTEST_FOR_PRODUCTS = 128
+# Rows of a CPU are put together where a row's queries have fewer elements than this, or have to be copied anyway: on
+# short rows the calls cost more than the copy.
+_SHORT_ROW = 1 << 15
+# How much larger than its rows' own scores a piece of several rows may be.
+_PADDING = 1.15
+
+
+class Side:
+    """The queries or the keys of a layer, opened once for all pieces.
+
+    On a CPU also as a tuple of rows: to cut a row out for every piece would cost as much as a small product.
+    """
+
+    def __init__(self, tensor: Tensor, *, rows: bool) -> None:
+        self.tensor = tensor
+        self.rows = tensor.unbind(0) if rows else ()
+
+
+class Layer:
+    """One layer's queries and keys, and what its scores are multiplied by."""
+
+    def __init__(self, pieces: Pieces, pair: QueryKey) -> None:
+        self.factor = pieces.factor_of(pair[0])
+        self.query, self.key = (Side(tensor, rows=pieces.on_cpu) for tensor in pair)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Heads of some rows; positions that are not kept are left out where there is one row, and zeroed elsewhere."""
+
+    rows: slice | tuple[int, ...]
+    """Following each other, or (CPU) any."""
+    heads: slice
+    length: int
+    products: bool = False
+    """Whether d x d products cost less here than scores."""
+    index: Tensor | None = None
+    """The kept positions of a single row, where they are not simply the first ones."""
+    lengths: tuple[int, ...] = ()
+    """Of each row (CPU); they are the first positions."""
+
+
+class Pieces:
+    """A batch of queries and keys in pieces, and what is done with one.
+
+    On a CPU padding is hardly computed: a piece is one row's kept positions, or several rows of like length. Elsewhere
+    a piece is several padded rows: small kernels and waiting for the device would cost more than padding does.
+    """
+
+    def __init__(self, mask: Tensor | None, layers: Sequence[QueryKey], average: bool, m: int) -> None:
+        first = layers[0][0]
+        self.batch, self.heads, self.length, _ = first.shape
+        self.average = average
+        self.on_cpu = on_cpu(first)
+        self.kept = None if mask is None else mask.bool()
+        if self.kept is not None and self.on_cpu and bool(self.kept.all()):
+            self.kept = None
+        lengths = torch.full((self.batch,), self.length) if self.kept is None else self.kept.sum(1)
+        pairs: Any = lengths.square().sum()
+        matrices = 1 if average else self.heads
+        if self.on_cpu or self.kept is None:
+            pairs = int(pairs)
+            elements = pairs * matrices
+        else:
+            elements = self.batch * self.length**2 * matrices
+        self.count: Any = pairs * matrices
+        """Over how many entries the mean runs."""
+        self.elements, self.small = elements, is_small(elements)
+        tensors = [t for pair in layers for t in pair]
+        self.dtype = result_dtype(tensors)
+        if self.small and not self.on_cpu:
+            # Elsewhere one cannot look which costs are close to their rounding; small tensors are all float64.
+            self.dtype = torch.float64
+        sixteen = self.on_cpu and self.dtype == torch.float32 and all(t.dtype == torch.bfloat16 for t in tensors)
+        self.exact = exact_products if sixteen else nullcontext
+        """Around products of values that bfloat16 holds exactly."""
+        self.unit = self.factor_of(layers[-1][0])
+        """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
+        self._copied = any(t.dtype != self.dtype for t in tensors)
+        self._lengths = lengths.tolist() if self.on_cpu else []
+        self._layers = len(layers)
+        self._device = first.device
+        self._spaces: dict[str, Tensor] = {}
+        widths = [q.shape[3] for q, _ in layers]
+        self._widths = sum(widths[:m]), sum(widths[m:])
+
+    def factor_of(self, query: Tensor) -> float:
+        """1/√d, over the number of heads where their mean is compared."""
+        return 1 / math.sqrt(query.shape[3]) / (query.shape[1] if self.average else 1)
+
+    def __iter__(self) -> Iterator[Piece]:
+        if not self.on_cpu:
+            step = max(1, _PIECE["other"] // (self._layers * self.heads * self.length**2))
+            for start in range(0, self.batch, step):
+                yield Piece(slice(start, min(start + step, self.batch)), slice(None), self.length)
+            return
+        for rows in self._groups():
+            lengths = tuple(self._lengths[row] for row in rows)
+            length = lengths[0]
+            if len(rows) > 1:
+                following = all(row == rows[0] + i for i, row in enumerate(rows))
+                yield Piece(
+                    slice(rows[0], rows[-1] + 1) if following else tuple(rows), slice(None), length, lengths=lengths
+                )
+                continue
+            (row,) = rows
+            index = None if self._starts_with_all(row) else self.kept[row].nonzero().squeeze(1)  # type: ignore[index]
+            step, products = self.heads, self._products_win(length)
+            if products:
+                step = max(1, min(step, _PIECE_OF_PRODUCTS // (sum(self._widths) * length)))
+            elif not self.average:
+                step = max(1, min(step, _PIECE["cpu"] // (self._layers * length**2)))
+            for start in range(0, self.heads, step):
+                heads = slice(start, min(start + step, self.heads))
+                yield Piece(slice(row, row + 1), heads, length, products, index, lengths)
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Rows of like length that are taken together, the longest first; rows with holes alone."""
+        group: list[int] = []
+        used = longest = 0
+        widest = max(self._widths) // max(1, self._layers // 2)
+        for row in sorted(range(self.batch), key=lambda row: -self._lengths[row]):
+            length = self._lengths[row]
+            if length == 0:
+                continue
+            alone = not (self._copied or self.heads * length * widest < _SHORT_ROW) or self._products_win(length)
+            if alone or not self._starts_with_all(row):
+                yield [row]
+                continue
+            padded = (len(group) + 1) * longest**2
+            matrices = self._layers * (1 if self.average else self.heads)
+            if group and padded <= _PADDING * (used + length**2) and padded * matrices <= _PIECE["cpu"]:
+                group.append(row)
+                used += length**2
+                continue
+            if group:
+                yield group
+            group, used, longest = [row], length**2, length
+        if group:
+            yield group
+
+    def _starts_with_all(self, row: int) -> bool:
+        return self.kept is None or bool(self.kept[row, : self._lengths[row]].all())
+
+    def _products_win(self, length: int) -> bool:
+        """Whether d x d products cost less than scores: l > 2·S·T/(S + T), S and T all layers' widths together.
+
+        Small tensors keep to scores, whose norms say which costs have to be taken in float64.
+        """
+        if self.average or self.small or length < _SHORTEST_FOR_PRODUCTS:
+            return False
+        student, teacher = self._widths
+        return length > 2 * student * teacher / (student + teacher)
+
+    def take(self, side: Side, piece: Piece, room: Tensor | None = None) -> Tensor:
+        """The piece's matrices [n, l, d], or [n, l, H·d] for head averages: Σ_h Q_h K_hᵀ is one product over all.
+
+        Where they have to be copied, it is into the room of this shape, if there is any.
+        """
+        if not self.on_cpu:
+            x = side.tensor[piece.rows].to(self.dtype)
+            if self.kept is not None:
+                # Not a product with zero: padding may hold anything.
+                x = x.masked_fill(~self.kept[piece.rows, None, :, None], 0)
+            return x.transpose(1, 2).flatten(2) if self.average else x.flatten(0, 1)
+        if len(piece.lengths) > 1:
+            return self._together(side, piece, room)
+        assert isinstance(piece.rows, slice)
+        x = side.rows[piece.rows.start]
+        if not self.average and piece.heads.stop - piece.heads.start < self.heads:
+            x = x[piece.heads]
+        if piece.index is not None:
+            x = x.index_select(1, piece.index)
+        elif piece.length < self.length:
+            x = x[:, : piece.length]
+        if self.average:
+            return x.to(self.dtype).transpose(0, 1).flatten(1).unsqueeze(0)
+        if x.dtype == self.dtype:
+            return x
+        return x.to(self.dtype) if room is None else room.copy_(x)
+
+    def _together(self, side: Side, piece: Piece, room: Tensor | None) -> Tensor:
+        """Several rows, what is behind the shorter ones zeroed."""
+        _, heads, _, width = side.tensor.shape
+        count, length = len(piece.lengths), piece.length
+        if room is None:
+            room = torch.empty(count * heads * length * width, dtype=self.dtype)
+        if self.average:
+            out = room.view(count, length, heads, width).transpose(1, 2)
+        else:
+            out = room.view(count, heads, length, width)
+        if isinstance(piece.rows, slice):
+            out.copy_(side.tensor[piece.rows, :, :length])
+        else:
+            for place, row in zip(out, piece.rows, strict=True):
+                place.copy_(side.rows[row][:, :length])
+        for place, kept in zip(out, piece.lengths, strict=True):
+            if kept < length:
+                place[:, kept:] = 0
+        return out.transpose(1, 2).flatten(2) if self.average else out.flatten(0, 1)
+
+    def room(self, name: str, side: Side, piece: Piece) -> Tensor:
+        """Room for `take`'s matrices."""
+        _, heads, _, width = side.tensor.shape
+        n = self._matrices(piece)
+        return self.space(name, (n, piece.length, width * (heads if self.average else 1)))
+
+    def _matrices(self, piece: Piece) -> int:
+        heads = 1 if self.average else len(range(*piece.heads.indices(self.heads)))
+        rows = len(piece.lengths) if self.on_cpu else len(range(*piece.rows.indices(self.batch)))  # type: ignore[union-attr]
+        return rows * heads
+
+    def give(self, grad_BHLd: Tensor, values: Tensor, piece: Piece) -> None:
+        """Write what belongs to `take`'s matrices to its place in a gradient."""
+        heads = slice(None) if self.average else piece.heads
+        target = grad_BHLd[piece.rows, heads] if isinstance(piece.rows, slice) else grad_BHLd
+        _, h, _, d = target.shape
+        b = len(piece.lengths) or len(target)
+        values = values.view(b, -1, h, d).transpose(1, 2) if self.average else values.view(b, h, -1, d)
+        if not isinstance(piece.rows, slice):
+            for row, part in zip(piece.rows, values, strict=True):
+                grad_BHLd[row, :, : piece.length] = part.to(grad_BHLd.dtype)
+        elif piece.index is None:
+            target[:, :, : piece.length] = values.to(grad_BHLd.dtype)
+        else:
+            target.index_copy_(2, piece.index, values.to(grad_BHLd.dtype))
+
+    def scores(self, layers: Sequence[Layer], piece: Piece) -> Tensor:
+        """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece."""
+        found = self.space("scores", (len(layers), self._matrices(piece), piece.length, piece.length))
+        rooms: dict[int, tuple[Tensor, Tensor]] = {}
+        with self.exact():
+            for scores, layer in zip(found.unbind(0), layers, strict=True):
+                width = layer.query.tensor.shape[3]
+                if width not in rooms:
+                    names = f"query {width}", f"key {width}"
+                    rooms[width] = self.room(names[0], layer.query, piece), self.room(names[1], layer.key, piece)
+                query, key = (
+                    self.take(side, piece, room)
+                    for side, room in zip((layer.query, layer.key), rooms[width], strict=True)
+                )
+                if layer.factor == self.unit:
+                    torch.bmm(query, key.transpose(1, 2), out=scores)
+                else:
+                    factor = layer.factor / self.unit
+                    torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=factor, out=scores)
+        return found
+
+    def space(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them."""
+        size = math.prod(shape)
+        if len(self._spaces.get(name, ())) < size:
+            self._spaces[name] = torch.empty(size, dtype=self.dtype, device=self._device)
+        return self._spaces[name][:size].view(shape)
+
+    def release(self) -> None:
+        """Forget the space: between forward and backward it would only be in the way."""
+        self._spaces.clear()
