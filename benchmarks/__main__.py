@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="which of them, separated by commas")
     parser.add_argument(
-        "--cases", default="minilm-3,base-4x312,base-6x768,base-4x312-long", help=f"of {', '.join(CASES)}"
+        "--cases",
+        default="minilm-3,base-4x312,base-6x768,base-4x312-long,deep-12x24,deep-24x48",
+        help=f"of {', '.join(CASES)}",
     )
     parser.add_argument("--memory-cases", default="base-4x312,base-6x768,base-4x312-long,deep-12x24,deep-24x48")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each side")

@@ -569,6 +569,41 @@ class TestLargeTensors:
             reference.attention_costs(paired(each[2]), teacher, keep, torch.float32),
         )  # fmt: skip
 
+    @pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_rows_of_like_length_taken_together(self, dtype: torch.dtype, order: str) -> None:
+        """Many short 16-bit rows, next to each other or not, some with padding between them and the longest."""
+        lengths = torch.tensor([31, 31, 32, 33, 33, 35, 40, 40, 41, 7, 0, 12])
+        lengths = lengths[
+            {"rising": lengths.argsort(), "falling": lengths.argsort(descending=True)}.get(order, slice(None))
+        ]
+        keep = torch.arange(45) < lengths[:, None]
+        keep[3, ::4] = False  # and one row with holes
+        shape = (len(lengths), 12, 45, 32)
+        layers = [tuple(normal(2 * i + k, *shape).to(dtype) * (1 + i / 2) for k in (0, 1)) for i in range(5)]
+        student, teacher = layers[:2], layers[2:]
+        exact = leaves(student, torch.float64)
+        truth = reference.attention_costs(paired(exact), teacher, keep)
+        for q, k in layers:
+            q.transpose(1, 2)[~keep] = k.transpose(1, 2)[~keep] = math.nan
+        ours = leaves(student)
+        found = attention_distances(paired(ours), teacher, keep)
+        assert worst_relative(found, truth) < 1e-6
+        for cost in (found, truth):
+            (weights_of_pairs(2, 3).to(cost.dtype) * cost).sum().backward()
+        for one, other in zip(ours, exact, strict=True):
+            resolution = torch.finfo(dtype).eps
+            torch.testing.assert_close(one.grad.double(), other.grad, rtol=resolution, atol=resolution * 1e-3)
+
+    def test_no_precision_setting_is_left_behind(self) -> None:
+        """bfloat16 inputs are multiplied with a setting of the whole process."""
+        one, other = normal(1, 256, 256, dtype=torch.float32), normal(2, 256, 256, dtype=torch.float32)
+        before = one @ other
+        layers = [tuple(normal(2 * i + k, 8, 12, 64, 16).bfloat16() for k in (0, 1)) for i in range(2)]
+        flat = leaves(layers[:1])
+        attention_distances(paired(flat), layers[1:]).sum().backward()
+        assert torch.equal(one @ other, before)
+
     def test_head_averages(self, route: str) -> None:
         student = [tuple(normal(i + k, 3, 4, 320, 12).float() for k in (0, 1)) for i in (0, 2)]
         teacher = [tuple(normal(i + k, 3, 6, 320, 8).float() for k in (0, 1)) for i in (4, 6, 8)]

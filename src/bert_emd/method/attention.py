@@ -111,9 +111,7 @@ def _backward_by_scores(
             if grad is not None:
                 x = pieces.take(other, piece, pieces.room("query", other, piece))
                 found = pieces.room("found", other, piece)
-                with pieces.exact():
-                    torch.bmm(d, x, out=found)
-                pieces.give(grad, found, piece)
+                pieces.give(grad, torch.bmm(d, x, out=found), piece)
 
 
 def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int) -> Tensor:

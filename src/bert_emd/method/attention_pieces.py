@@ -1,6 +1,7 @@
 """A batch of queries and keys cut into pieces that fit a cache, and what is done with one piece.
 
-Legend: B batch, L tokens, H heads, d head width; a piece holds n matrices (heads of one row, or of several) of length l.
+Legend: B batch, L tokens, H heads, d head width; a piece holds n matrices (heads of one row, or of several) of
+length l.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class Pieces:
         Where they have to be copied, it is into the room of this shape, if there is any.
         """
         if not self.on_cpu:
-            x = side.tensor[piece.rows].to(self.dtype)
+            x: Tensor = side.tensor[piece.rows].to(self.dtype)
             if self.kept is not None:
                 # Not a product with zero: padding may hold anything.
                 x = x.masked_fill(~self.kept[piece.rows, None, :, None], 0)

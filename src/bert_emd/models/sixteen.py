@@ -22,7 +22,7 @@ class SixteenBitMatrices:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._originals: list[tuple[nn.Parameter, Tensor]] = []
+        self._originals: list[tuple[Tensor, Tensor]] = []
         # A tied weight has another use, as an embedding table for one, which autocast leaves in float32.
         uses = Counter(id(p) for module in model.modules() for p in module._parameters.values())
         for module in model.modules():
@@ -36,4 +36,3 @@ class SixteenBitMatrices:
         while self._originals:
             parameter, original = self._originals.pop()
             parameter.data = original.to(parameter.device)
-
