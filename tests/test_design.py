@@ -16,6 +16,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 MAY_IMPORT = {
     "archives": set(),
     "errors": set(),
+    "pot": set(),
     "processes": set(),
     "method": {"method"},
     "data": {"data"},
@@ -61,7 +62,7 @@ def test_imports_run_downwards(path: Path) -> None:
     if floor == "__init__":  # the flat public face
         return
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("bert_emd.")}
-    ours -= {"archives", "errors", "processes", "__version__"}  # the ground: nothing of ours but errors is imported
+    ours -= {"archives", "errors", "pot", "processes", "__version__"}  # the ground: it imports nothing but errors
     assert ours <= MAY_IMPORT[floor], f"{floor} imports {sorted(ours - MAY_IMPORT[floor])}"
 
 
