@@ -17,14 +17,15 @@ def convert(checkpoint: Path, out: Path, *flags: str) -> int:
 
 def refused(capsys: pytest.CaptureFixture[str], checkpoint: Path, out: Path, *flags: str, match: str = "") -> str:
     """Exit status 2, one line that says why, and nothing new beside the output folder."""
-    before = sorted(out.parent.iterdir())
+    place = next(path for path in out.parents if path.is_dir())
+    before = sorted(place.rglob("*"))
     capsys.readouterr()
     assert convert(checkpoint, out, *flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert match in errors[0]
-    assert sorted(out.parent.iterdir()) == before
+    assert sorted(place.rglob("*")) == before
     return errors[0]
 
 

@@ -232,7 +232,7 @@ def test_an_output_folder_in_use_is_left_alone(old: Path, tmp_path: Path, capsys
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     refused(capsys, old, out / "config.json", match="is a file")
     refused(capsys, old, tmp_path / "model.bin", match="name the folder")
-    assert convert(old, out / "config.json" / "below") == 2
+    refused(capsys, old, out / "config.json" / "below", match="config.json is a file")
     assert main(["convert", "--checkpoint", str(old)]) == 2
     assert main(["convert", "--output_dir", str(tmp_path / "x")]) == 2
     assert "--checkpoint is missing" in capsys.readouterr().err
@@ -254,6 +254,19 @@ def test_an_interruption_and_a_full_disk_leave_nothing(
     assert convert(old, tmp_path / "out") == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert sorted(tmp_path.iterdir()) == before
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_folders_above_the_output_are_made_when_all_went_well(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "runs" / "deep" / "out", tmp_path / "link"):
+        assert convert(old, out) == 0
+        assert record(out)["architecture"] == "BertForPreTraining"
+    (old / "vocab.txt").write_text("short")
+    assert convert(old, tmp_path / "other" / "deep" / "out") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link", "old", "runs"]
 
 
 def test_everything_can_stand_in_a_file_of_options(old: Path, tmp_path: Path) -> None:

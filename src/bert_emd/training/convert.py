@@ -6,8 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,20 +99,28 @@ def convert(config: ConvertConfig, *, sources: Mapping[str, str] | None = None) 
     packed = given.is_file() and is_archive(given) and not _is_torch_file(given)
     source = None if packed else find_source(given)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=_place(out)) as staging:
             made, unpacked = Path(staging) / "model", Path(staging) / "archive"
             made.mkdir()
-            with _named_as(unpacked, given):
+
+            def called(text: object) -> str:
+                """Say the archive for the folder that it was unpacked to, which is gone when this is read."""
+                return str(text).replace(str(unpacked), str(given))
+
+            try:
                 if source is None:
                     _LOG.info("unpacking %s", given)
                     unpack(given, unpacked, wanted=wanted_member)
                     source = find_source(unpacked, inside=True)
-                result = _convert(config, source, out, made)
-                write_json(made / _RECORD, _record(config, sources, result, unpacked, given))
-            if out.exists():
-                out.rmdir()
-            os.replace(made, out)
+                result = _convert(config, source, out, made, called)
+                write_json(made / _RECORD, _record(config, sources, result, called))
+            except UserError as error:
+                raise UserError(called(error)) from error
+            target = out.resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmdir()
+            os.replace(made, target)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"output_dir {out} cannot be written: {why}; make room or name another folder") from error
@@ -133,23 +140,24 @@ def _checked_output(path: str | None) -> Path:
     return out
 
 
+def _place(out: Path) -> Path:
+    """The folder above that is there already; those between are made when everything has gone well."""
+    place = next(path for path in out.resolve().parents if path.exists())
+    if not place.is_dir():
+        raise UserError(f"output_dir {out} cannot be made: {place} is a file; name another folder")
+    return place
+
+
 def _is_torch_file(path: Path) -> bool:
     """Whether a zip archive is one that `torch.save` wrote."""
     return path.suffix in (".bin", ".pt", ".pth")
 
 
-@contextmanager
-def _named_as(unpacked: Path, archive: Path) -> Iterator[None]:
-    """Errors name the archive and not the folder that it was unpacked to, which is gone when they are read."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(str(unpacked), str(archive))) from error
-
-
-def _convert(config: ConvertConfig, source: Source, out: Path, made: Path) -> ConvertResult:
+def _convert(
+    config: ConvertConfig, source: Source, out: Path, made: Path, called: Callable[[object], str]
+) -> ConvertResult:
     if source.note:
-        _LOG.info("%s", source.note)
+        _LOG.info("%s", called(source.note))
     config_file = find_config(config.bert_config_file, source.folder)
     model, strange = read_config(config_file)
     if strange:
@@ -159,6 +167,8 @@ def _convert(config: ConvertConfig, source: Source, out: Path, made: Path) -> Co
     _LOG.info("do_lower_case is %s, %s", str(vocabulary.do_lower_case).lower(), vocabulary.reason)
     if vocabulary.warning:
         _LOG.warning("%s", vocabulary.warning)
+    slowly = " (starting TensorFlow takes some seconds)" if source.kind == "tensorflow" else ""
+    _LOG.info("reading %s%s", called(source.path), slowly)
     weights = open_weights(source)
     with quiet():
         accounts = account(
@@ -169,7 +179,10 @@ def _convert(config: ConvertConfig, source: Source, out: Path, made: Path) -> Co
 
 
 def _record(
-    config: ConvertConfig, sources: Mapping[str, str] | None, result: ConvertResult, unpacked: Path, archive: Path
+    config: ConvertConfig,
+    sources: Mapping[str, str] | None,
+    result: ConvertResult,
+    called: Callable[[object], str],
 ) -> dict[str, Any]:
     accounts = result.accounts
     return {
@@ -178,8 +191,7 @@ def _record(
         "checkpoint": {
             "kind": result.source.kind,
             "files": {
-                str(path).replace(str(unpacked), str(archive)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-                for path in result.source.files
+                called(path): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in result.source.files
             },
         },
         "architecture": accounts.architecture,

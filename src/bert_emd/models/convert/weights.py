@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -48,11 +49,15 @@ def _tensorflow(source: Source) -> Weights:
     try:
         reader = _load_checkpoint(prefix)
         shapes = {name: tuple(map(int, shape)) for name, shape in reader.get_variable_to_shape_map().items()}
-        dtypes = {name: str(dtype.name) for name, dtype in reader.get_variable_to_dtype_map().items()}
+        kinds = reader.get_variable_to_dtype_map()
     except _READ_ERRORS as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{source.files[0]} cannot be read: {why(error, str(source.files[0]))}") from error
+    dtypes = {name: str(kind.name) for name, kind in kinds.items()}
+    # A text has no fixed size; what is counted is the least that the data files can hold.
+    sizes = {name: 0 if kinds[name].name == "string" else int(kinds[name].size) for name in shapes}
+    _refuse_truncated(source, sum(math.prod(shape) * sizes[name] for name, shape in shapes.items()))
     if _OBJECT_GRAPH in shapes:
         raise UserError(
             f"{prefix} is a TensorFlow 2 checkpoint of Keras objects; what is converted are TensorFlow 1 checkpoints, "
@@ -70,6 +75,16 @@ def _tensorflow(source: Source) -> Weights:
             ) from error
 
     return Weights(shapes=dict(sorted(shapes.items())), dtypes=dtypes, read=read)
+
+
+def _refuse_truncated(source: Source, least: int) -> None:
+    """Also where only what an optimiser kept is lost, which is never read: the rest may be another version's."""
+    held = sum(path.stat().st_size for path in source.files[1:])
+    if held < least:
+        raise UserError(
+            f"{source.files[1]} is truncated: the data files hold {held:,} bytes, and by {source.files[0].name} they "
+            f"should hold {least:,}; download it again"
+        )
 
 
 def _load_checkpoint(prefix: str) -> Any:
