@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test that imports POT by itself would load TensorFlow with it.
+os.environ["POT_BACKEND_DISABLE_TENSORFLOW"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path

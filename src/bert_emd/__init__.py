@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bert_emd.studies.sweep.config import SweepConfig
     from bert_emd.studies.sweep.search import SweepResult, sweep
     from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
+    from bert_emd.training.convert import ConvertConfig, ConvertResult, convert
     from bert_emd.training.distill import DistillResult, distill
     from bert_emd.training.evaluation import evaluate, predict
     from bert_emd.training.finetune import FinetuneResult, finetune
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CompareConfig",
     "CompareResult",
+    "ConvertConfig",
+    "ConvertResult",
     "CostAttention",
     "DistillConfig",
     "DistillResult",
@@ -44,6 +47,7 @@ __all__ = [
     "UserError",
     "attention_distances",
     "compare",
+    "convert",
     "distill",
     "evaluate",
     "finetune",
@@ -65,6 +69,7 @@ _HOMES = {
         ("CostAttention", "attention_distances", "hidden_distances", "prediction_loss", "transport_plan"), "method"
     ),
     **dict.fromkeys(("DistillConfig", "EvaluateConfig", "FinetuneConfig"), "training.config"),
+    **dict.fromkeys(("ConvertConfig", "ConvertResult", "convert"), "training.convert"),
     **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
     **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
     **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),

@@ -9,9 +9,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-import ot
 import torch
 from numpy.typing import NDArray
+
+from bert_emd.pot import ot
 
 __all__ = ["transport_plan"]
 
