@@ -50,7 +50,9 @@ class FileServer:
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
-        self.requests: list[Request] = []
+        self._requests: list[Request] = []
+        self._busy = 0
+        self._change = threading.Condition()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,6 +76,13 @@ class FileServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
+    def requests(self) -> list[Request]:
+        """What was asked and sent; a client may have all it wants before the server has written that down."""
+        with self._change:
+            self._change.wait_for(lambda: self._busy == 0, timeout=5)
+        return self._requests
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
@@ -90,6 +99,8 @@ class FileServer:
         self._server.server_close()
 
     def _answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+        with self._change:
+            self._busy += 1
         path = handler.path.partition("?")[0]
         planned = self.answers.get(path)
         if planned is None:
@@ -126,9 +137,12 @@ class FileServer:
                 handler.wfile.write(part)
                 handler.wfile.flush()
                 sent = len(part)
-        self.requests.append(Request(path, dict(handler.headers), sent))
+        with self._change:
+            self._requests.append(Request(path, dict(handler.headers), sent))
+            self._busy -= 1
+            self._change.notify_all()
         if answer.hold is not None:
-            answer.hold.wait(30)
+            answer.hold.wait(300)
         if answer.drop_after is not None or answer.length is not None:
             handler.close_connection = True
             with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +36,14 @@ def run(args: argparse.Namespace) -> None:
     """Say what is there and what will be fetched, fetch it, and say how to go on."""
     from bert_emd.cli.bars import Bars
     from bert_emd.cli.download_config import DownloadConfig
+    from bert_emd.transfer import masked
 
     resolved = resolve_args(DownloadConfig, args)  # type: ignore[type-var]
-    show_resolved(resolved)
+    config = resolved.config
+    shown = dataclasses.replace(config, mirror=masked(config.mirror)) if config.mirror else config
+    show_resolved(dataclasses.replace(resolved, config=shown))
     try:
-        _fetch(resolved.config, Bars())
+        _fetch(config, Bars())
     except KeyboardInterrupt:
         raise Interrupted("what came so far is kept, and the same command goes on from there") from None
 

@@ -37,9 +37,6 @@ class DownloadConfig:
     def __post_init__(self) -> None:
         if self.tasks is None and self.data_dir is not None:
             object.__setattr__(self, "tasks", _ALL)
-        for name in ("tasks", "models"):
-            if (given := getattr(self, name)) is not None and not all(str(item).strip() for item in given):
-                raise UserError(f"{name} has an empty name; separate names by one comma")
         if self.retries < 1:
             raise UserError(f"retries must be at least 1, not {self.retries}")
         if self.tasks is None and self.models is None:

@@ -251,6 +251,8 @@ def _from_hub(
     if "config.json" not in names:
         raise UserError(f"{wanted} on {masked(endpoint)} has no config.json, so Transformers cannot load it")
 
+    login = {name: value for name, value in build_hf_headers(token=token).items() if name.lower() == "authorization"}
+
     def file(name: str) -> ModelFile:
         sibling = siblings[name]
         lfs = sibling.lfs.sha256 if sibling.lfs is not None else None
@@ -260,7 +262,7 @@ def _from_hub(
 
     return ModelStep(
         name=name, folder=folder, revision=info.sha, source=masked(endpoint), files=tuple(map(file, names)),
-        headers=build_hf_headers(token=token, library_name="bert-emd"),
+        headers=login,
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ __all__ = ["ask"]
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that another attempt may change."""
+_UNKNOWN = frozenset({401, 404})
+"""What the hub answers for what it has not, and for what it does not show to everybody."""
 
 
 def ask(
@@ -52,14 +54,14 @@ def ask(
                 f"{wanted} on {shown} is given to those who asked for it; ask on its page, then log in with "
                 "`hf auth login`"
             ) from error
-        except errors.RepositoryNotFoundError as error:
-            close = difflib.get_close_matches(wanted.lower(), HUB_NAMES, n=1)
-            hint = f"did you mean {close[0]}?" if close else "a private one needs `hf auth login`"
-            raise UserError(f"{shown} has no model {wanted}; {hint}") from error
         except errors.HFValidationError as error:
             raise UserError(f"{wanted!r} is no model's name; give an id on the hub, as owner/name") from error
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
+            if status in _UNKNOWN:
+                close = difflib.get_close_matches(wanted.lower(), HUB_NAMES, n=1)
+                hint = f"did you mean {close[0]}?" if close else "a private one needs `hf auth login`"
+                raise UserError(f"{shown} has no model {wanted}; {hint}") from error
             if status not in _PASSING:
                 raise UserError(f"{shown} answers {status} when asked for {wanted}; give another --mirror") from error
             why, answered = f"{shown} answers {status}", True

@@ -38,10 +38,9 @@ def find_bundles(tasks: Sequence[str], table: Sequence[Bundle] = GLUE) -> list[B
     Raises:
         UserError: there is no such task.
     """
-    plain = [plain_name(name) for name in tasks]
-    if _ALL in plain:
+    if any(plain_name(name) == _ALL for name in tasks):
         return list(table)
-    names = {find_task(_OTHER_NAMES.get(name, name)).name for name in plain}
+    names = {find_task(_OTHER_NAMES.get(plain_name(name), name)).name for name in tasks}
     return [bundle for bundle in table if bundle.name in names]
 
 

@@ -111,7 +111,8 @@ def carry_out(
             raise
         except UserError as error:
             failed[step.bundle.name] = error
-            watcher.note(f"{step.bundle.name} failed: {error}")
+            if step is not steps[-1]:
+                watcher.note(f"{step.bundle.name} failed, going on with the others: {error}")
         else:
             done(step)
     if len(failed) == 1:

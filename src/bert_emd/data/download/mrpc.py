@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from bert_emd.errors import UserError
 
 __all__ = ["DEV_IDS_NAMES", "TEST_NAME", "TRAIN_NAME", "build_mrpc"]
 
-TRAIN_NAME, TEST_NAME = "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"
+TRAIN_NAME = "msr_paraphrase_train.txt"
+TEST_NAME = "msr_paraphrase_test.txt"
 DEV_IDS_NAMES = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
 _TEST_HEADER = "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 _COLUMNS = 5
@@ -53,7 +55,7 @@ def build_mrpc(train: Path, test: Path, dev_ids: Path, target: Path) -> None:
             file.write("\t".join([str(index), *row[1:]]) + "\n")
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]
+def _open(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", newline="\n")
 
 
