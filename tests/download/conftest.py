@@ -23,7 +23,7 @@ class Remembering:
     def begin(self, name: str, total: int | None, done: int) -> None:
         self.begun.append((name, total, done))
 
-    def moved(self, done: int) -> None:
+    def moved(self, done: int, total: int | None) -> None:
         self.at.append(done)
 
     def end(self) -> None:

@@ -212,8 +212,8 @@ def test_bars_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("FORCE_COLOR", "1")
     bars = Bars()
-    bars.begin("x [bold].zip", 1_000_000, 250_000)
-    bars.moved(500_000)
+    bars.begin("x [bold].zip", None, 250_000)
+    bars.moved(500_000, 1_000_000)
     bars.note("a [note]")
     bars.end()
     shown = capsys.readouterr().err

@@ -203,7 +203,7 @@ def test_one_that_fails_leaves_the_others(bring, small, server, tmp_path):
     assert tree(tmp_path / "glue")[::4] == ["CoLA", "WNLI"]
     del server.answers[f"/{third.remotes[0].path}"]
     (tmp_path / "glue" / "CoLA" / "dev.tsv").unlink()
-    with pytest.raises(UserError, match=r"2 could not be had: RTE: .*; CoLA: "):
+    with pytest.raises(UserError, match=r"RTE, CoLA could not be had; the first of them: RTE\.zip is not at"):
         bring([first, second, third])
 
 

@@ -119,7 +119,7 @@ def test_a_server_that_goes_on_failing_is_given_up_and_what_came_is_kept(server,
 def test_an_interruption_keeps_what_came(server, get, tmp_path, watcher, monkeypatch):
     path = server.put("x.zip", CONTENT)
 
-    def interrupt(done):
+    def interrupt(done, total):
         if done > 500_000:
             raise KeyboardInterrupt
 

@@ -30,12 +30,14 @@ class Bars:
         self._drawn = sys.stderr.isatty()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._name, self._from, self._now = "", 0, 0
+        self._said: tuple[str, int] | None = None
 
     def begin(self, name: str, total: int | None, done: int) -> None:
         """Begin a bar, or say what is fetched."""
-        self._name, self._from, self._now = name, done, done
         if not self._drawn:
+            if self._said == (name, done):  # only the address is another one
+                return
+            self._said = (name, done)
             of = (
                 "" if total is None else f" ({megabytes(total)}" + (f", {megabytes(done)} of it here)" if done else ")")
             )
@@ -48,11 +50,10 @@ class Bars:
         self._task = self._bar.add_task(name, total=total, completed=done)
         self._bar.start()
 
-    def moved(self, done: int) -> None:
+    def moved(self, done: int, total: int | None) -> None:
         """Move the bar."""
-        self._now = done
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=done, total=total)
 
     def end(self) -> None:
         """Take the bar away."""

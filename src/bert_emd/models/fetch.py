@@ -109,7 +109,7 @@ def plan_model(
             return ModelStep(name=name, folder=folder, revision=known.get("revision"), source=str(known.get("from")))
         if not overwrite:
             shown = "; ".join(f"{folder / file}: {why}" for file, why in bad.items())
-            raise UserError(f"damaged, so nothing was fetched: {shown}. --overwrite replaces it")
+            raise UserError(f"damaged, so nothing was fetched: {shown}; --overwrite replaces it")
     if mirror is not None and is_local(mirror):
         step = _from_folder(name, wanted, mirror_folder(mirror), folder)
     else:

@@ -53,11 +53,10 @@ def receive(
     address: str,
     part: Part,
     *,
-    name: str,
     size: int | None,
     limit: int | None,
     headers: Mapping[str, str],
-    moved: Callable[[int], None],
+    moved: Callable[[int, int | None], None],
 ) -> None:
     """Ask once for what is missing of a part and add what comes; a normal return means that the end was reached.
 
@@ -65,11 +64,10 @@ def receive(
         client: the HTTP client.
         address: the file's.
         part: what is there already, and where it goes.
-        name: how to call it in messages.
         size: bytes that the file must have, or None.
         limit: bytes that it may have at most, or None.
         headers: sent with the request.
-        moved: told after each piece how many bytes are there.
+        moved: told after each piece how many bytes are there, and how many there will be, or None.
 
     Raises:
         NotThereError: the server does not have it.
@@ -92,10 +90,11 @@ def receive(
             if response.status_code == _NO_REST:
                 return
             resumed = response.status_code == _REST
+            end = size if size is not None else total
             most = size if size is not None else limit
             done = have if resumed else 0
             with part.go_on() if resumed else part.begin(_validator(response)) as file:
-                moved(done)
+                moved(done, end)
                 # As it comes: of pieces of one size the last would be lost when it breaks off.
                 for chunk in response.iter_raw():
                     done += len(chunk)
@@ -103,7 +102,7 @@ def receive(
                         part.discard()
                         raise RefusedError(f"it goes on past {most:,} bytes, so it is not the published file")
                     _write(file, chunk)
-                    moved(done)
+                    moved(done, end)
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
         raise RefusedError(f"this is no address that can be asked ({error}); mend --mirror") from error
     except httpx2.TooManyRedirects as error:
@@ -112,7 +111,6 @@ def receive(
         if (why := _certificate(error)) is not None:
             raise RefusedError(f"the server's certificate is not trusted ({why}); give another --mirror") from error
         raise BrokenError(_why(error, part.size, size), answered=answered) from error
-    end = size if size is not None else total
     if end is not None and part.size < end:
         raise BrokenError(f"it ended after {part.size:,} of {end:,} bytes")
 

@@ -69,7 +69,7 @@ def fetch(wanted: Wanted, target: Path, *, retry: Retry | None = None, watcher: 
             "same command again"
         ) from error
     places = " nor at ".join(masked(address) for address in wanted.addresses)
-    raise UserError(f"{wanted.name} is not at {places}; give another --mirror, or try again later")
+    raise UserError(f"{wanted.name} is not at {places}; name another place with --mirror, or try again later")
 
 
 def _as_wanted(wanted: Wanted, path: Path) -> bool:
@@ -127,7 +127,7 @@ def _copy(wanted: Wanted, source: Path, part: Part, watcher: Watcher) -> None:
         )
     with source.open("rb") as read, part.begin(None) as write:
         shutil.copyfileobj(read, write, 1 << 20)
-    watcher.moved(part.size)
+    watcher.moved(part.size, size)
 
 
 def _download(wanted: Wanted, address: str, part: Part, retry: Retry, watcher: Watcher) -> None:
@@ -138,7 +138,7 @@ def _download(wanted: Wanted, address: str, part: Part, retry: Retry, watcher: W
             wait = 0.0
             try:
                 receive(
-                    client, address, part, name=wanted.name, size=wanted.size, limit=wanted.limit,
+                    client, address, part, size=wanted.size, limit=wanted.limit,
                     headers=wanted.headers, moved=watcher.moved,
                 )  # fmt: skip
                 return

@@ -43,8 +43,8 @@ class Watcher(Protocol):
     def begin(self, name: str, total: int | None, done: int) -> None:
         """A transfer starts, of so many bytes where that is known, so many of which are there already."""
 
-    def moved(self, done: int) -> None:
-        """So many bytes of it are there now; less than before where it had to start anew."""
+    def moved(self, done: int, total: int | None) -> None:
+        """So many bytes of it are there now (less than before where it had to start anew), of so many, if known."""
 
     def end(self) -> None:
         """It is over, one way or the other."""
@@ -59,7 +59,7 @@ class Silent:
     def begin(self, name: str, total: int | None, done: int) -> None:
         """Say nothing."""
 
-    def moved(self, done: int) -> None:
+    def moved(self, done: int, total: int | None) -> None:
         """Say nothing."""
 
     def end(self) -> None:

@@ -75,7 +75,7 @@ def plan_glue(
     bad = [f"{step.folder / name}: {why}" for step in steps for name, why in step.faults.items()]
     if bad and not overwrite:
         raise UserError(
-            f"not the published files, so nothing was fetched: {'; '.join(bad)}. --overwrite replaces them"
+            f"not the published files, so nothing was fetched: {'; '.join(bad)}; --overwrite replaces them"
             + (", --no_checksums keeps what can be read" if checksums else "")
         )
     return steps

@@ -111,16 +111,14 @@ def carry_out(
             raise
         except UserError as error:
             failed[step.bundle.name] = error
-            if step is not steps[-1]:
-                watcher.note(f"{step.bundle.name} failed, going on with the others: {error}")
+            if step is not steps[-1] or len(failed) > 1:
+                watcher.note(f"{step.bundle.name} failed, the others are fetched all the same: {error}")
         else:
             done(step)
     if len(failed) == 1:
         raise next(iter(failed.values()))
     if failed:
-        raise UserError(
-            f"{len(failed)} could not be had: " + "; ".join(f"{name}: {error}" for name, error in failed.items())
-        )
+        raise UserError(f"{listing(list(failed))} could not be had; the first of them: {next(iter(failed.values()))}")
 
 
 def _bring(
