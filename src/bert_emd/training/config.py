@@ -27,6 +27,7 @@ __all__ = [
     "FinetuneConfig",
     "RunConfig",
     "SelectOn",
+    "StudentFrom",
     "StudentInit",
     "opt",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from bert_emd.data import find_task
 from bert_emd.errors import UserError
-from bert_emd.training.config import TRAINING, DistillConfig, FinetuneConfig, SelectOn, opt
+from bert_emd.training.config import TRAINING, DistillConfig, FinetuneConfig, SelectOn, StudentFrom, opt
 from bert_emd.training.resolve import spellings, unknown_name
 from bert_emd.training.trainer_fields import ACCEPTED
 from bert_emd.training.values import convert
@@ -24,7 +24,6 @@ TEACHER_PREFIX = "teacher_"
 NOT_SHARED: Mapping[str, str] = MappingProxyType({
     "seed": "--seeds are the students', --teacher_seed is the teacher's",
     "mapping": "--methods names the mappings",
-    "student_from": "write it behind the method: emd@teacher, emd@pretrained",
     "overwrite_output_dir": "finished runs are kept; for new ones name another --output_dir",
     "resume_from_checkpoint": "the same command again goes on by itself",
     "do_eval": "every student is evaluated",
@@ -41,16 +40,18 @@ class CompareConfig:
     """`bert-emd compare`: methods x seeds x tasks x depths."""
 
     # fmt: off
-    methods: tuple[str, ...] = opt((), "what is compared: names of mappings, kd and none, with options of their own and the students' start behind them: none,kd,emd+rule=softmax+beta=10,none@pretrained (a method that holds a comma in double quotes)", group=COMPARE)
+    methods: tuple[str, ...] = opt((), "what is compared: names of mappings, kd and none, with options of their own and the students' start behind them: none,kd,emd+rule=softmax+beta=10,uniform+preset=tinybert,emd@pretrained (a method that holds a comma in double quotes)", group=COMPARE)
     seeds: tuple[int, ...] = opt((1, 2, 3), "the students' seeds", group=COMPARE)
     task_name: tuple[str, ...] | None = opt(None, "the GLUE tasks; without them your own files", group=COMPARE)
     student_layers: tuple[int, ...] | None = opt(None, "the students' depths (default: half of the teacher's)", group=COMPARE)
+    student_from: StudentFrom = opt("teacher", "the start that the methods share: layers of the fine-tuned teacher, or of the pretrained encoder it came from; one method's own: emd@pretrained", group=COMPARE)
+    both_starts: bool = opt(True, "show none and kd from both starts, for a student copied from its teacher is not untaught; false: from the shared one alone", group=COMPARE)
     model_name_or_path: str | None = opt(None, "the encoder from which one teacher a task is fine-tuned", group=COMPARE)
     teacher_model: tuple[str, ...] | None = opt(None, "a ready teacher instead: a folder or hub id; of several tasks TASK=FOLDER,TASK=FOLDER", group=COMPARE)
     select_on: SelectOn = opt("holdout", "which rows choose a checkpoint: holdout, a tenth of the training rows (stratified, the same for every method, left out of the teacher's training too), where there is no test_file; or dev, the validation rows that scores are reported on, as usual and optimistic", group=COMPARE)
     jobs: int = opt(1, "runs at a time; the CPU's threads are divided among them", group=COMPARE)
     keep_checkpoints: bool = opt(False, "keep finished runs' checkpoints and best/ (default: only the best and the last model)", group=COMPARE)
-    preset: str | None = opt(None, "published settings for all runs instead of our defaults: paper", group=COMPARE)
+    preset: str | None = opt(None, "published settings for all runs instead of our defaults: paper (for one method: emd+preset=paper, uniform+preset=tinybert)", group=COMPARE)
     output_dir: str | None = opt(None, "where runs and tables go; the same command again skips what is done there and goes on with the rest", group=COMPARE)
     options: dict[str, Any] = opt({}, "any other option of distill, for all students", group="")
     teacher_options: dict[str, Any] = opt({}, "training options of finetune, for the teachers", group="")
@@ -62,6 +63,8 @@ class CompareConfig:
             if (value := getattr(self, f.name)) != f.default:
                 object.__setattr__(self, f.name, convert(value, hints[f.name], f.name))
         object.__setattr__(self, "options", {option_name(n): v for n, v in self.options.items()})
+        if own := [name for name in self.options if name in hints]:
+            raise UserError(f"options: {own[0]} is a field of the comparison itself; set it there")
         object.__setattr__(self, "teacher_options", {_teacher_name(n): v for n, v in self.teacher_options.items()})
         if not self.methods:
             raise UserError("which methods? Name them with --methods, such as none,kd,uniform,emd")
