@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import compare_data
 import pytest
 import yaml
 from compare_data import config
@@ -64,6 +65,23 @@ def test_bad_input_is_refused_before_anything_runs(data, tmp_path, changes, mess
     with pytest.raises(UserError, match=message):
         make_plan(config(tmp_path / "out", data, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_methods_that_are_one_and_the_same_for_one_of_the_tasks_only(data, tmp_path):
+    rows = compare_data.sentences(40, 3)
+    head = ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"]
+    lines = [[str(i), *"gfyoab", text, text, f"{y + i / 40:.2f}"] for i, (text, y) in enumerate(rows)]
+    own = tmp_path / "glue"
+    compare_data.glue(own)
+    (own / "STS-B").mkdir()
+    for name in ("train", "dev"):
+        text = "\n".join("\t".join(line) for line in [head, *lines])
+        (own / "STS-B" / f"{name}.tsv").write_text(text + "\n")
+    asked = {"methods": ("kd", "kd+T=2"), "options": {"data_dir": str(own)}}
+    # A temperature has no part where the target is a number.
+    with pytest.raises(UserError, match="kd and kd\\+T=2 are one and the same"):
+        make_plan(config(tmp_path / "out", data, task_name=("STS-B",), **asked))
+    assert len(make_plan(config(tmp_path / "out", data, task_name=("STS-B", "CoLA"), **asked)).students) == 2 * 2 * 2
 
 
 def test_ready_teachers_leave_nothing_to_fine_tune(data, tmp_path):

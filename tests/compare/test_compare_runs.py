@@ -125,6 +125,20 @@ def test_runs_with_other_settings_are_not_mixed(data, tmp_path, calls, changes, 
     assert (out / "comparison.md").read_text() == table
 
 
+def test_runs_of_a_version_that_lacked_an_option_are_kept(data, tmp_path, calls):
+    out = tmp_path / "out"
+    compare(config(out, data), launcher=FAKE)
+    for path in out.glob("runs/**/kd-seed*.json"):
+        record = json.loads(path.read_text())
+        assert record["settings"].pop("reduce_T") == 1.0
+        record["settings"]["an_option_that_is_gone"] = 3
+        path.write_text(json.dumps(record))
+    compare(config(out, data), launcher=FAKE)
+    assert len(calls()) == 5
+    with pytest.raises(UserError, match="reduce_T 1 there, 2 now"):
+        compare(config(out, data, options={"reduce_T": 2}), launcher=FAKE)
+
+
 def test_other_data_or_another_teacher_are_not_mixed_either(data, tmp_path, calls):
     out, own = tmp_path / "out", tmp_path / "glue"
     compare_data.glue(own)

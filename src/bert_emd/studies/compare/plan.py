@@ -116,6 +116,7 @@ def make_plan(config: CompareConfig) -> Plan:
     if config.teacher_options and not teachers:
         given = next(iter(config.teacher_options))
         raise UserError(f"teacher_{given} has no use: every task has a ready teacher; leave it out")
+    _refuse_twins(methods, students)
     # Seed by seed, so that what is there after a while can be compared.
     order = {seed: i for i, seed in enumerate(config.seeds)}
     students.sort(key=lambda run: order[run.seed])
@@ -181,7 +182,6 @@ def _task(
     for method, layers, seed, r in resolved:
         if seed == config.seeds[0]:
             check_student(method, layers, r.config, source, encoder.num_hidden_layers)
-    _refuse_twins(resolved)
     names = label_names(encoder) if is_ready else None
     regression = (names is None) if is_ready else None
     needs_labels = not is_ready or any(c.needs_labels(regression=names is None) for c in configs)
@@ -273,11 +273,12 @@ def _resolve_student(
         raise UserError(f"method {method.spec!r}: {error}") from error
 
 
-def _refuse_twins(resolved: Sequence[tuple[Method, int, int, Resolved[DistillConfig]]]) -> None:
-    """Two names of one and the same run would count it twice."""
+def _refuse_twins(methods: Sequence[Method], students: Sequence[Run]) -> None:
+    """Two names of the same runs would count them twice."""
     known: dict[str, Method] = {}
-    for method, layers, seed, r in resolved:
-        key = json.dumps([layers, seed, settings_of(r.config)], sort_keys=True)
+    for method in methods:
+        own = [run for run in students if run.method is method]
+        key = json.dumps([(run.task, run.layers, run.seed, settings_of(run.config)) for run in own], sort_keys=True)
         other = known.setdefault(key, method)
         if other is not method:
             raise UserError(f"the methods {other.spec} and {method.spec} are one and the same; leave one out")
