@@ -81,7 +81,8 @@ def finished(folder: Path, task: str, glue: str, scores: dict[str, list[float]],
     cells = [cell(task, m, s, x, glue, str(folder)) | changes for m, xs in scores.items() for s, x in enumerate(xs, 1)]
     cells.append({"task": task, "layers": 2, "method": MANUAL, "start": "teacher", "seed": 1, "state": "failed"})
     study = {
-        "command": f"bert-emd compare --data_dir {glue} --model_name_or_path /home/me/minilm --output_dir {folder}",
+        "command": f"bert-emd compare --task_name {task} --data_dir {glue} --model_name_or_path /home/me/minilm "
+        f"--beta 3 --output_dir {folder}",
         "seeds": [1, 2, 3], "cells": cells, "tasks": [{"task": task, "metric": "accuracy"}],
         "teachers": [{"task": task, "ready": False, "seed": 42, "best": 0.8, "last": 0.8, "trivial": 0.3,
                       "folder": f"{folder}/t", "command": f"bert-emd finetune --output_dir {folder}/t"}],
@@ -124,7 +125,7 @@ def test_collected_runs_fill_the_tables_and_the_data(pages: ModuleType, root: Pa
     assert str(tmp_path) not in data
     assert "/home/me" not in data
     assert "/data" not in data
-    assert "--data_dir QNLI_9K --model_name_or_path ENCODER --output_dir OUT" in data
+    assert "--data_dir QNLI_9K --model_name_or_path ENCODER --beta 3 --output_dir OUT" in data
     text = (root / "page.md").read_text()
     interval = stats.ttest_rel(SCORES["emd"], SCORES["kd"]).confidence_interval(0.95)
     mean = sum(a - b for a, b in zip(SCORES["emd"], SCORES["kd"], strict=True)) / 3
@@ -137,6 +138,7 @@ def test_collected_runs_fill_the_tables_and_the_data(pages: ModuleType, root: Pa
     assert "75.0 (1 of 3 seeds)" in text
     left = [line for line in text.splitlines() if line.startswith("bert-emd compare") and "--task_name QNLI" in line]
     assert [shlex.split(line)[shlex.split(line).index("--seeds") + 1] for line in left] == ["2,3", "1,2,3"]
+    assert all("--beta 3" in line for line in left)  # as the others were made
     assert (root / "data" / "both.png").read_bytes().startswith(b"\x89PNG")
     (root / "page.md").write_text(text.replace("58.0", "59.0"))
     with pytest.raises(SystemExit, match=r"page\.md is not what the data make of it"):

@@ -84,7 +84,7 @@ def _tables(wanted: Mapping[str, Any], data: Mapping[str, Any], name: str) -> li
     for table in study["tables"]:
         own = [cell for cell in study["cells"] if (cell["task"], cell["layers"]) == (table["task"], table["layers"])]
         lines += [f"### {table_title(table, metrics)}", "", *table_markdown(table, study), ""]
-        if commands := missing(wanted, own):
+        if commands := missing(wanted, own, data["commands"]):
             lines += ["Not run; the cells stay blank until these commands are:", "", "```bash", *commands, "```", ""]
     if any(cell["state"] == "done" for cell in study["cells"]):
         lines += [f"![every seed of each method](data/{name}.png)", ""]
@@ -96,8 +96,11 @@ def _tables(wanted: Mapping[str, Any], data: Mapping[str, Any], name: str) -> li
     return lines
 
 
-def missing(wanted: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Commands that run the cells of one table that are not there: one for each set of seeds."""
+def missing(wanted: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], made_by: Sequence[str]) -> list[str]:
+    """Commands that run the cells of one table that are not there: one for each set of seeds.
+
+    Their other options are those of the command that made the task's other cells, else the study's.
+    """
     by_method: dict[str, tuple[int, ...]] = {}
     for cell in cells:
         if cell["state"] != "done":
@@ -109,7 +112,7 @@ def missing(wanted: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> li
         words = dict(zip(AXES, (_listed(methods), _listed(seeds), task.get("title", cells[0]["task"]),
                                 str(cells[0]["layers"])), strict=True))  # fmt: skip
         words |= task.get("options", {})
-        base = shlex.split(wanted["command"])
+        base = shlex.split(next((made for made in made_by if words["--task_name"] in _tasks(made)), wanted["command"]))
         for flag, value in words.items():
             if flag in base:
                 base[base.index(flag) + 1] = value
@@ -117,6 +120,11 @@ def missing(wanted: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> li
                 base += [flag, value]
         lines.append(shlex.join(base))
     return lines
+
+
+def _tasks(command: str) -> list[str]:
+    words = shlex.split(command)
+    return words[words.index("--task_name") + 1].split(",") if "--task_name" in words else []
 
 
 def _listed(values: Sequence[Any]) -> str:
