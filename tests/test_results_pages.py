@@ -136,7 +136,11 @@ def test_collected_runs_fill_the_tables_and_the_data(pages: ModuleType, root: Pa
     assert "`emd` 57.3%" in text
     # One of three seeds on the other task, and what is left of it.
     assert "75.0 (1 of 3 seeds)" in text
-    left = [line for line in text.splitlines() if line.startswith("bert-emd compare") and "--task_name QNLI" in line]
+    left = [
+        line
+        for line in text.splitlines()
+        if line.startswith("bert-emd compare") and "--task_name QNLI --" in line and "--seeds" in line
+    ]
     assert [shlex.split(line)[shlex.split(line).index("--seeds") + 1] for line in left] == ["2,3", "1,2,3"]
     assert all("--beta 3" in line for line in left)  # as the others were made
     assert (root / "data" / "both.png").read_bytes().startswith(b"\x89PNG")
