@@ -249,6 +249,32 @@ def test_a_configuration_file_sets_all_kinds_of_options(tmp_path, data):
     assert made.teacher_options == {"learning_rate": 2e-3, "num_train_epochs": "1"}
 
 
+def test_the_recipe_of_a_search_holds_for_all_students(tmp_path, data):
+    from bert_emd.training.config import DistillConfig
+
+    best = DistillConfig(
+        teacher_model="elsewhere", task_name="MRPC", data_dir="there", student_layers=3, mapping="uniform", seed=9,
+        select_on="holdout", learning_rate=3e-4, beta=10.0, cost_scale="relative", T=2.0, num_train_epochs=7.0,
+        trainer_args={"adam_beta2": 0.98}, bf16=False,
+    )  # fmt: skip
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in vars(best).items()}))
+    changes = {"methods": ("kd", "emd+beta=1"), "seeds": (1,), "recipe": str(path), "options": {"T": 3}}
+    made = config(tmp_path / "out", data, **changes)
+    for run, beta in zip(make_plan(made).students, (10, 1), strict=True):
+        c = run.config
+        assert (c.learning_rate, c.beta, c.cost_scale, c.num_train_epochs) == (3e-4, beta, "relative", 7)
+        assert (c.T, c.trainer_args) == (3, {"adam_beta2": 0.98})
+        assert (c.seed, c.student_layers, c.task_name, c.data_dir) == (1, 2, "CoLA", data["glue"])
+    # Our defaults are not set anew, so they are not warned about where they have no effect.
+    assert not {"rule", "weight_decay", "train_batch_size", "student_init", "mapping", "seed"} & made.options.keys()
+    path.write_text("learning_rat: 1\n")
+    with pytest.raises(UserError, match=r"best\.yaml: unknown key learning_rat; did you mean learning_rate"):
+        config(tmp_path / "out", data, **changes)
+    with pytest.raises(UserError, match=r"--recipe .*there is no such file"):
+        config(tmp_path / "out", data, **(changes | {"recipe": str(tmp_path / "none.yaml")}))
+
+
 def test_help_lists_the_comparisons_the_students_and_the_teachers_options(capsys):
     assert main(["compare", "--help"]) == 0
     out = capsys.readouterr().out
