@@ -29,14 +29,14 @@ def with_starts(
     wanted = from_both_starts(methods, config.student_from)
     if not config.both_starts or len(wanted) == len(methods) or not copies_layers(config.options):
         return methods, []
+    added = " and ".join(f"`{method.name}`" for method in wanted if method not in methods)
+    verb = "are" if " and " in added else "is"
     if config.student_from == "teacher" and not (config.model_name_or_path or config.options.get("pretrained_model")):
         for folder in ready.values():
             try:
                 recorded_encoder(folder)
             except UserError as error:
-                return methods, [f"`none` and `kd` are not shown from the pretrained encoder too: {error}."]
-    added = " and ".join(f"`{method.name}`" for method in wanted if method not in methods)
-    verb = "are" if " " in added else "is"
+                return methods, [f"{added} {verb} not shown from the pretrained encoder too: {error}."]
     return wanted, [
         f"{added} {verb} shown from both starts: a student that is copied from its teacher is not untaught."
     ]

@@ -104,6 +104,8 @@ def _announce(plan: Plan) -> None:
         len(runs), len(plan.methods), len(plan.config.seeds), len(plan.tasks), " and ".join(map(str, plan.depths)),
         len(plan.teachers), states.count("done"),
     )  # fmt: skip
+    for note in plan.notes:
+        _LOG.info("%s", note.replace("`", ""))
 
 
 class _Tables:
