@@ -52,6 +52,7 @@ def config(out: Path, data: dict[str, str], **changes: Any) -> CompareConfig:
         "task_name": ("CoLA",),
         "student_layers": (2,),
         "model_name_or_path": data["encoder"],
+        "both_starts": False,
         "output_dir": str(out),
         "options": {"data_dir": data["glue"], "no_cuda": True} | changes.pop("options", {}),
     }

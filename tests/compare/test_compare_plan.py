@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import compare_data
 import pytest
 import yaml
 from compare_data import config
@@ -23,7 +24,18 @@ from bert_emd.studies.compare.process import command_of, environments
         ({"methods": ("none", "none")}, "methods names none twice"),
         ({"methods": ("emd", "emd+rule=ratio")}, "emd and emd\\+rule=ratio are one and the same"),
         ({"methods": ("emd+rule=hard",)}, "rule.* must be one of .*'hard'"),
-        ({"methods": ("pkd",), "student_layers": (2, 1)}, "PKD needs a student of 2 layers"),
+        ({"methods": ("pkd",), "student_layers": (2, 1)}, "'pkd', 1 layer: .* needs a student of 2 layers"),
+        ({"methods": ("kd", "skip"), "student_layers": (1,)}, "'skip', 1 layer: .* needs a student of 2 layers"),
+        ({"methods": ("last",), "student_layers": (1,)}, "'last', 1 layer: .* needs a student of 2 layers"),
+        ({"methods": ("manual",)}, "mapping manual needs its pairs"),
+        ({"methods": ("manual+layer_map=1:2,2:5",)}, "layer_map names teacher layer 5, .* layers are 1 to 4"),
+        ({"methods": ("manual+layer_map=1:2,3:4",)}, "layer_map names student layer 3, .* layers are 1 to 2"),
+        ({"methods": ("2:4",)}, "one that holds a comma goes in double quotes"),
+        ({"methods": ("minilm+relation_heads=5",)}, "relation_heads 5 must divide both widths"),
+        ({"methods": ("minilm+relation_layer=5",)}, "relation_layer 5 is no teacher layer"),
+        ({"methods": ("emd+student_from=pretrained",)}, "written behind it: emd@teacher or emd@pretrained"),
+        ({"methods": ("none+preset=tinybert",)}, "mapping none has none"),
+        ({"student_from": "nowhere"}, "student_from must be one of teacher, pretrained"),
         ({"methods": ()}, "which methods"),
         ({"seeds": (1, 2, 1)}, "seeds names 1 twice"),
         ({"seeds": (-1,)}, "seeds must lie between"),
@@ -41,6 +53,7 @@ from bert_emd.studies.compare.process import command_of, environments
         ({"options": {"learning_rate": "fast"}}, "learning_rate must be a number"),
         ({"options": {"seed": 3}}, "seed is not an option of a comparison: --seeds"),
         ({"options": {"train_file": "x.csv"}}, "exclude each other"),
+        ({"options": {"select_on": "dev"}}, "select_on is a field of the comparison itself"),
         ({"teacher_options": {"learning_rat": 1}}, "did you mean teacher_learning_rate"),
         ({"teacher_model": ("CoLA",), "task_name": ("CoLA", "SST-2")}, "one teacher for 2 tasks"),
         ({"teacher_model": ("RTE=x",)}, "RTE, which is none of the tasks"),
@@ -54,6 +67,23 @@ def test_bad_input_is_refused_before_anything_runs(data, tmp_path, changes, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_methods_that_are_one_and_the_same_for_one_of_the_tasks_only(data, tmp_path):
+    rows = compare_data.sentences(40, 3)
+    head = ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"]
+    lines = [[str(i), *"gfyoab", text, text, f"{y + i / 40:.2f}"] for i, (text, y) in enumerate(rows)]
+    own = tmp_path / "glue"
+    compare_data.glue(own)
+    (own / "STS-B").mkdir()
+    for name in ("train", "dev"):
+        text = "\n".join("\t".join(line) for line in [head, *lines])
+        (own / "STS-B" / f"{name}.tsv").write_text(text + "\n")
+    asked = {"methods": ("kd", "kd+T=2"), "options": {"data_dir": str(own)}}
+    # A temperature has no part where the target is a number.
+    with pytest.raises(UserError, match="kd and kd\\+T=2 are one and the same"):
+        make_plan(config(tmp_path / "out", data, task_name=("STS-B",), **asked))
+    assert len(make_plan(config(tmp_path / "out", data, task_name=("STS-B", "CoLA"), **asked)).students) == 2 * 2 * 2
+
+
 def test_ready_teachers_leave_nothing_to_fine_tune(data, tmp_path):
     ready = {"task_name": ("CoLA", "SST-2"), "teacher_model": (f"cola={data['encoder']}",)}
     plan = make_plan(config(tmp_path / "out", data, **ready))
@@ -65,6 +95,65 @@ def test_ready_teachers_leave_nothing_to_fine_tune(data, tmp_path):
     with pytest.raises(UserError, match="teacher_learning_rate has no use"):
         make_plan(config(tmp_path / "out", data, teacher_model=(data["encoder"],), model_name_or_path=None,
                          teacher_options={"learning_rate": 1e-4}))  # fmt: skip
+
+
+def rows(plan):
+    """Each row's start and what a student of it is made from, in the order of the tables."""
+    return {run.method.spec: (run.config.student_from, run.config.pretrained_model) for run in plan.students}
+
+
+def test_none_and_kd_are_shown_from_both_starts(data, tmp_path):
+    made = config(tmp_path / "out", data, methods=("none", "kd", "emd"), seeds=(1,), both_starts=True)
+    plan = make_plan(made)
+    here, there = ("teacher", None), ("pretrained", data["encoder"])
+    assert rows(plan) == {
+        "none": here, "none@pretrained": there, "kd": here, "kd@pretrained": there, "emd": here,
+    }  # fmt: skip
+    assert list(rows(plan)) == ["none", "none@pretrained", "kd", "kd@pretrained", "emd"]
+    assert plan.notes == [
+        "`none` and `kd` are shown from both starts: a student that is copied from its teacher is not untaught."
+    ]
+    # The other way round, and with rows that were written out.
+    changed = {"methods": ("none", "kd+T=2", "kd@pretrained", "emd"), "student_from": "pretrained"}
+    plan = make_plan(config(tmp_path / "out", data, seeds=(1,), both_starts=True, **changed))
+    assert rows(plan) == {
+        "none": there, "none@teacher": here, "kd+T=2": there, "kd@pretrained": there, "emd": there,
+    }  # fmt: skip
+    # Fresh students have no start that could be another one.
+    plan = make_plan(config(tmp_path / "out", data, both_starts=True, options={"student_init": "fresh"}))
+    assert list(rows(plan)) == ["none", "kd"]
+
+
+def test_both_starts_with_a_ready_teacher_need_to_know_its_encoder(data, tmp_path):
+    ready = {"teacher_model": (data["encoder"],), "model_name_or_path": None, "both_starts": True}
+    plan = make_plan(config(tmp_path / "out", data, **ready))
+    assert list(rows(plan)) == ["none", "kd"]
+    assert len(plan.notes) == 1
+    assert "not shown from the pretrained encoder too" in plan.notes[0]
+    assert "--pretrained_model" in plan.notes[0]
+    for known in ({"options": {"pretrained_model": data["encoder"]}}, {"model_name_or_path": data["encoder"]}):
+        plan = make_plan(config(tmp_path / "out", data, **(ready | known)))
+        assert rows(plan)["none@pretrained"] == ("pretrained", data["encoder"])
+        assert plan.teachers == []
+    # Where it is asked for, an encoder that is not known is an error.
+    with pytest.raises(UserError, match="no record of where it came from"):
+        make_plan(config(tmp_path / "out", data, **(ready | {"methods": ("kd@pretrained",)})))
+
+
+def test_a_rows_own_preset_wins_over_what_is_set_for_all(data, tmp_path):
+    options = {"num_train_epochs": 7, "max_seq_length": 24}
+    methods = ("emd", "uniform+preset=tinybert+learning_rate=1e-3", "emd+preset=paper")
+    plan = make_plan(config(tmp_path / "out", data, methods=methods, seeds=(1,), options=options))
+    ours, tinybert, paper = (run.config for run in plan.students)
+    assert (ours.num_train_epochs, ours.max_seq_length, ours.schedule) == (7, 24, "one-step")
+    # The published recipes for CoLA.
+    assert (tinybert.schedule, tinybert.mapping) == ("two-stage", "uniform")
+    assert (tinybert.intermediate_epochs, tinybert.num_train_epochs, tinybert.learning_rate) == (50, 3, 1e-3)
+    assert (paper.rule, paper.beta, paper.T_emd, paper.num_train_epochs, paper.max_seq_length) == (
+        "double-softmax", 0.001, 5, 50, 64,
+    )  # fmt: skip
+    assert plan.teachers[0].config.num_train_epochs == 4
+    assert [run.arguments[1:3] for run in plan.students[1:]] == [("--preset", "tinybert"), ("--preset", "paper")]
 
 
 def test_every_cell_is_planned_with_its_options(data, tmp_path):
@@ -158,6 +247,32 @@ def test_a_configuration_file_sets_all_kinds_of_options(tmp_path, data):
     assert (made.methods, made.seeds, made.jobs) == (("none", "emd+student_layer_ids=1,3"), (5,), 2)
     assert made.options == {"learning_rate": 1e-3, "beta": "4", "use_att": "false"}
     assert made.teacher_options == {"learning_rate": 2e-3, "num_train_epochs": "1"}
+
+
+def test_the_recipe_of_a_search_holds_for_all_students(tmp_path, data):
+    from bert_emd.training.config import DistillConfig
+
+    best = DistillConfig(
+        teacher_model="elsewhere", task_name="MRPC", data_dir="there", student_layers=3, mapping="uniform", seed=9,
+        select_on="holdout", learning_rate=3e-4, beta=10.0, cost_scale="relative", T=2.0, num_train_epochs=7.0,
+        trainer_args={"adam_beta2": 0.98}, bf16=False,
+    )  # fmt: skip
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in vars(best).items()}))
+    changes = {"methods": ("kd", "emd+beta=1"), "seeds": (1,), "recipe": str(path), "options": {"T": 3}}
+    made = config(tmp_path / "out", data, **changes)
+    for run, beta in zip(make_plan(made).students, (10, 1), strict=True):
+        c = run.config
+        assert (c.learning_rate, c.beta, c.cost_scale, c.num_train_epochs) == (3e-4, beta, "relative", 7)
+        assert (c.T, c.trainer_args) == (3, {"adam_beta2": 0.98})
+        assert (c.seed, c.student_layers, c.task_name, c.data_dir) == (1, 2, "CoLA", data["glue"])
+    # Our defaults are not set anew, so they are not warned about where they have no effect.
+    assert not {"rule", "weight_decay", "train_batch_size", "student_init", "mapping", "seed"} & made.options.keys()
+    path.write_text("learning_rat: 1\n")
+    with pytest.raises(UserError, match=r"best\.yaml: unknown key learning_rat; did you mean learning_rate"):
+        config(tmp_path / "out", data, **changes)
+    with pytest.raises(UserError, match=r"--recipe .*there is no such file"):
+        config(tmp_path / "out", data, **(changes | {"recipe": str(tmp_path / "none.yaml")}))
 
 
 def test_help_lists_the_comparisons_the_students_and_the_teachers_options(capsys):

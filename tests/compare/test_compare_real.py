@@ -68,7 +68,8 @@ def test_two_methods_two_seeds(data, tmp_path):
 def command(data, out: Path, *more: str) -> subprocess.Popen[str]:
     words = ["compare", "--methods", "none,kd+learning_rate=1e30,kd", "--seeds", "1", "--task_name", "CoLA",
              "--student_layers", "2", "--data_dir", data["glue"], "--model_name_or_path", data["encoder"], "--no_cuda",
-             "--output_dir", str(out), "--jobs", "2", "--teacher_max_steps", "40", "--teacher_learning_rate", "3e-3",
+             "--output_dir", str(out), "--jobs", "2", "--no_both_starts",
+             "--teacher_max_steps", "40", "--teacher_learning_rate", "3e-3",
              "--learning_rate", "2e-3", "--train_batch_size", "8", "--max_seq_length", "24",
              *more]  # fmt: skip
     return subprocess.Popen(

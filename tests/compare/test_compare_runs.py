@@ -125,6 +125,20 @@ def test_runs_with_other_settings_are_not_mixed(data, tmp_path, calls, changes, 
     assert (out / "comparison.md").read_text() == table
 
 
+def test_runs_of_a_version_that_lacked_an_option_are_kept(data, tmp_path, calls):
+    out = tmp_path / "out"
+    compare(config(out, data), launcher=FAKE)
+    for path in out.glob("runs/**/kd-seed*.json"):
+        record = json.loads(path.read_text())
+        assert record["settings"].pop("reduce_T") == 1.0
+        record["settings"]["an_option_that_is_gone"] = 3
+        path.write_text(json.dumps(record))
+    compare(config(out, data), launcher=FAKE)
+    assert len(calls()) == 5
+    with pytest.raises(UserError, match="reduce_T 1 there, 2 now"):
+        compare(config(out, data, options={"reduce_T": 2}), launcher=FAKE)
+
+
 def test_other_data_or_another_teacher_are_not_mixed_either(data, tmp_path, calls):
     out, own = tmp_path / "out", tmp_path / "glue"
     compare_data.glue(own)
@@ -140,6 +154,25 @@ def test_other_data_or_another_teacher_are_not_mixed_either(data, tmp_path, call
     with pytest.raises(UserError, match=r"other reported rows \(validation\)"):
         compare(config(out, data), launcher=FAKE)
     assert len(calls()) == 5
+
+
+def test_the_starts_are_named_and_differences_are_to_the_same_one(data, tmp_path, calls):
+    out = tmp_path / "out"
+    compare(config(out, data, methods=("none", "kd", "emd"), seeds=(1, 2, 3), both_starts=True), launcher=FAKE)
+    text = (out / "comparison.md").read_text(encoding="utf-8")
+    assert "- The methods' common start (student_from teacher): layers of the fine-tuned teacher." in text
+    assert "- `none` and `kd` are shown from both starts" in text
+    lines = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| `")]
+    assert lines == [
+        ["| `none`", "teacher"], ["| `none@pretrained`", "pretrained"], ["| `kd`", "teacher"],
+        ["| `kd@pretrained`", "pretrained"], ["| `emd`", "teacher"],
+    ]  # fmt: skip
+    against = {
+        row["method"]: row["minus_none"] and row["minus_none"]["against"] for row in study(out)["tables"][0]["rows"]
+    }
+    assert against == {
+        "none": None, "none@pretrained": None, "kd": "none", "kd@pretrained": "none@pretrained", "emd": "none",
+    }  # fmt: skip
 
 
 def test_a_failed_run_loses_nothing_else_and_is_tried_again(data, tmp_path, calls, monkeypatch):
@@ -192,7 +225,7 @@ sys.exit(main(sys.argv[1:]))
 def arguments(data, out: Path) -> list[str]:
     return ["compare", "--methods", "none,kd", "--seeds", "1,2", "--task_name", "CoLA", "--student_layers", "2",
             "--model_name_or_path", data["encoder"], "--data_dir", data["glue"], "--no_cuda", "--jobs", "2",
-            "--output_dir", str(out)]  # fmt: skip
+            "--no-both_starts", "--output_dir", str(out)]  # fmt: skip
 
 
 def start(data, out: Path, **environment: str) -> subprocess.Popen[str]:

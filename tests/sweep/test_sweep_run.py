@@ -165,6 +165,40 @@ def test_a_study_of_other_settings_is_refused(grid: Any, changes: dict[str, Any]
     assert ((folder / "trials.json").read_bytes(), (folder / "run.json").read_bytes()) == before
 
 
+def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default(
+    grid: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, result, config, _ = grid
+    study = open_study(storage_url(None, folder), config.study_name)
+    settings = study.user_attrs["settings"]
+    study.set_user_attr("settings", {name: value for name, value in settings.items() if name != "beta"})
+    monkeypatch.setattr(trial_module, "distill", lambda *_, **__: pytest.fail("a trial was run"))
+    try:
+        assert sweep(config).trials == result.trials
+        with pytest.raises(UserError, match=r"beta: 1\.0 there, 2\.0 now"):
+            sweep(dataclasses.replace(config, beta=2.0))
+    finally:
+        study.set_user_attr("settings", settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"mapping": "skip,emd", "student_layers": "1,2"}},
+         "holds mapping=skip student_layers=1, which is refused: mapping skip .* needs a student of 2 layers"),
+        ({"space": {"beta": "1,2"}, "mapping": "manual", "layer_map": "1:9"}, "layer_map names teacher layer 9"),
+        ({"space": {"layer_map": "1:2/1:9"}, "mapping": "manual"}, "layer_map names teacher layer 9"),
+        ({"space": {"T": "1..4"}, "regression": True}, "T is searched but has no effect in any trial: the target is"),
+    ],
+)  # fmt: skip
+def test_what_no_trial_could_do_is_refused_before_the_first(
+    teacher: str, files: dict[str, str], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep(quick(tmp_path / "out", teacher, files, **changes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_data_under_the_same_name_are_refused(teacher: str, files: dict[str, str], tmp_path: Path) -> None:
     own = tmp_path / "train.csv"
     lines = Path(files["train_file"]).read_text(encoding="utf-8").splitlines(keepends=True)

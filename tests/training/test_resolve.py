@@ -207,7 +207,8 @@ def test_preset_paper_is_the_published_row(task, layers, beta, t_emd, t, rate, e
     assert resolved.notes == []
     assert resolved.sources["beta"] == "preset paper"
     constant = dict.fromkeys(("warmup_proportion", "warmup_steps"), "lr_scheduler is constant")
-    assert resolved.unused == {**IDLE_BY_DEFAULT, **constant}
+    of_numbers = {"T": "the target is a number, and a temperature is for classes"} if task == "STS-B" else {}
+    assert resolved.unused == {**IDLE_BY_DEFAULT, **constant, **of_numbers}
 
 
 @pytest.mark.parametrize(("layers", "row"), [(1, 4), (2, 4), (3, 4), (5, 6), (7, 6), (12, 6)])
@@ -347,3 +348,17 @@ def test_the_switches_of_the_reference_alone_are_no_contradiction():
 def test_names_that_hold_a_comma_stand_in_double_quotes():
     config = resolve(DistillConfig, flags={"text_columns": '"Body, ""raw""", title'}).config
     assert config.text_columns == ('Body, "raw"', "title")
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [
+        ({"task_name": "sts-b", "T": "4"}, True),
+        ({"regression": "true", "train_file": "x.csv", "T": "4"}, True),
+        ({"task_name": "mrpc", "T": "4"}, False),
+        ({"train_file": "x.csv", "T": "4"}, False),
+    ],
+)
+def test_a_temperature_for_numbers_is_said_to_have_no_effect(flags, warned):
+    warnings = resolve(DistillConfig, flags=flags).warnings
+    assert any("T" in text.split() and "temperature" in text for text in warnings) is warned

@@ -25,6 +25,7 @@ __all__ = [
     "FinetuneConfig",
     "RunConfig",
     "SelectOn",
+    "StudentFrom",
     "StudentInit",
     "opt",
 ]

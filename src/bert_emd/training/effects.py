@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bert_emd.data import find_task
+from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS
 from bert_emd.training.config import DistillConfig, RunConfig
 
@@ -33,6 +35,8 @@ def without_effect(config: RunConfig) -> dict[str, str]:
 def _of_distillation(config: DistillConfig) -> dict[str, str]:
     mapping = config.effective_mapping
     found = _of_mapping(config)
+    if _is_regression(config):
+        found["T"] = "the target is a number, and a temperature is for classes"
     if mapping != config.mapping:
         switch = "pred_distill is set" if config.pred_distill else "pkd is set" if config.pkd else "use_emd is false"
         found["mapping"] = f"{switch}, so it is {mapping}"
@@ -53,6 +57,16 @@ def _of_distillation(config: DistillConfig) -> dict[str, str]:
         for name in ("cache_teacher", "teacher_cache_dir", "alpha", "T", "reduce_T", "new_pred_loss"):
             found[name] = "there is no teacher in the loss"
     return found | _of_student(config) | _of_stages(config)
+
+
+def _is_regression(config: DistillConfig) -> bool:
+    """Whether the options alone tell that a number is predicted."""
+    if config.task_name is None:
+        return bool(config.regression)
+    try:
+        return find_task(config.task_name).is_regression
+    except UserError:
+        return False  # said where the data are read
 
 
 def _of_mapping(config: DistillConfig) -> dict[str, str]:

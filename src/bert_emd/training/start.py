@@ -13,7 +13,7 @@ from bert_emd.models import StudentShape, build_student, label_names, load_confi
 from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.mapping import Shape, make_mapping, shape_of
 
-__all__ = ["check_start", "make_student", "start_of"]
+__all__ = ["check_start", "make_student", "recorded_encoder", "start_of"]
 
 
 def check_start(config: DistillConfig, teacher: Any, student: Any, student_name: str | None) -> str | None:
@@ -44,7 +44,7 @@ def check_start(config: DistillConfig, teacher: Any, student: Any, student_name:
         return None
     if student is not None:
         raise UserError("student_from says whose layers are copied, and the student that was passed has its own")
-    name = config.pretrained_model or _recorded(teacher)
+    name = config.pretrained_model or recorded_encoder(teacher)
     load_config(name, "the pretrained encoder", cache_dir=config.cache_dir)
     return name
 
@@ -63,8 +63,12 @@ def _asked_for(config: DistillConfig, teacher: PretrainedConfig) -> Shape:
     )
 
 
-def _recorded(teacher: Any) -> str:
-    """The encoder that the teacher was fine-tuned from, as the run.json in its folder says."""
+def recorded_encoder(teacher: Any) -> str:
+    """The encoder that the teacher was fine-tuned from, as the run.json in its folder says.
+
+    Raises:
+        UserError: there is no such record, or the encoder is not there any more.
+    """
     folder = Path(str(getattr(teacher, "name_or_path", teacher)))
     advice = "name the encoder that it was fine-tuned from with --pretrained_model"
     try:

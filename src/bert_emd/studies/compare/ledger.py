@@ -26,9 +26,9 @@ _PLACES = frozenset({
 })  # fmt: skip
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The values that decide a run's numbers, as JSON reads them back; values without effect left out."""
-    unused = without_effect(config)
+def settings_of(config: RunConfig, *, all_of_them: bool = False) -> dict[str, Any]:
+    """The values that decide a run's numbers, as JSON reads them back; values without effect left out, or not."""
+    unused = () if all_of_them else without_effect(config)
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _PLACES and k not in unused}
     return dict(json.loads(json.dumps(values)))
 
@@ -77,11 +77,11 @@ class Ledger:
             return "done" if (self.folder / "metrics.json").is_file() else "new"
         return "failed" if record.get("state") == "failed" else "started"
 
-    def check(self, settings: dict[str, Any], data: dict[str, str], teacher: str | None) -> None:
+    def check(self, config: RunConfig, data: dict[str, str], teacher: str | None) -> None:
         """Refuse what was made, or begun, with other settings.
 
         Args:
-            settings: of `settings_of`.
+            config: the run's, as it would be made now.
             data: fingerprints of the rows.
             teacher: of `teacher_print`; None where it is not there yet.
 
@@ -90,32 +90,33 @@ class Ledger:
         """
         if self.state not in ("done", "started") or (self.state == "started" and not self.checkpoints):
             return
-        if told := self.differences(settings, data, teacher):
+        if told := self.differences(config, data, teacher):
             more = f" and {len(told) - 3} more" if len(told) > 3 else ""
             raise UserError(
                 f"{self.folder} was made with other settings ({'; '.join(told[:3])}{more}); "
                 "name another --output_dir, or remove that folder and the .json beside it"
             )
 
-    def differences(self, settings: dict[str, Any], data: dict[str, str], teacher: str | None) -> list[str]:
-        """What differs between these settings and those that the run was made or begun with."""
+    def differences(self, config: RunConfig, data: dict[str, str], teacher: str | None) -> list[str]:
+        """What differs between these settings and those that the run was made or begun with.
+
+        An option that an earlier version did not have counts as left at its default there, and one that now is known
+        to have no effect as equal: whatever made it so is among the others.
+        """
         record = self.read()
-        old, rows = record.get("settings", {}), record.get("data", {})
-        told = [
-            f"{k} {_shown(old, k)} there, {_shown(settings, k)} now"
-            for k in dict.fromkeys([*settings, *old])
-            if settings.get(k) != old.get(k)
-        ]
+        settings, rows = settings_of(config), record.get("data", {})
+        old = settings_of(type(config)(), all_of_them=True) | record.get("settings", {})
+        told = [f"{k} {show(old[k])} there, {show(settings[k])} now" for k in settings if settings[k] != old[k]]
         told += [f"other {k}" for k in dict.fromkeys([*data, *rows]) if data.get(k) != rows.get(k)]
         if teacher is not None and record.get("teacher") not in (None, teacher):
             told.append("another teacher")
         return told
 
-    def resumable(self, settings: dict[str, Any], data: dict[str, str], teacher: str | None) -> bool:
+    def resumable(self, config: RunConfig, data: dict[str, str], teacher: str | None) -> bool:
         """Whether the run goes on from a checkpoint: not if that failed already, or if it was another run."""
         attempts = self.read().get("attempts") or [{}]
         failed = self.state == "failed" and attempts[-1].get("resumed")
-        return bool(self.checkpoints) and not failed and not self.differences(settings, data, teacher)
+        return bool(self.checkpoints) and not failed and not self.differences(config, data, teacher)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -125,10 +126,10 @@ class Ledger:
         places = [self.folder, *(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink())]
         return [checkpoint for place in places for checkpoint in complete_checkpoints(place)]
 
-    def begin(self, settings: dict[str, Any], data: dict[str, str], teacher: str | None, *, resumed: bool) -> None:
+    def begin(self, config: RunConfig, data: dict[str, str], teacher: str | None, *, resumed: bool) -> None:
         """Note that the run starts, or goes on."""
         record = self.read()
-        record |= {"settings": settings, "data": data, "teacher": teacher, "state": "started"}
+        record |= {"settings": settings_of(config), "data": data, "teacher": teacher, "state": "started"}
         record.pop("error", None)
         earlier = record.get("attempts", []) if resumed else []
         record["attempts"] = [*earlier, {"started": time.time(), "resumed": resumed}]
@@ -170,7 +171,3 @@ class Ledger:
     def _write(self, record: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, record)
-
-
-def _shown(settings: dict[str, Any], name: str) -> str:
-    return show(settings[name]) if name in settings else "not used"

@@ -19,6 +19,7 @@ from bert_emd.models import label_names, load_config
 from bert_emd.studies.compare.config import CompareConfig
 from bert_emd.studies.compare.ledger import Ledger, settings_of
 from bert_emd.studies.compare.methods import Method, parse_methods
+from bert_emd.studies.compare.starts import check_student, copies_layers, with_starts
 from bert_emd.training.config import DATA, DistillConfig, FinetuneConfig, RunConfig
 from bert_emd.training.inputs import load_run_data
 from bert_emd.training.resolve import Resolved, resolve
@@ -80,6 +81,8 @@ class Plan:
     tasks: list[TaskPlan]
     teachers: list[Run]
     students: list[Run]
+    notes: list[str] = field(default_factory=list)
+    """What a reader has to know about the starts."""
 
     @property
     def depths(self) -> list[int]:
@@ -93,9 +96,9 @@ def make_plan(config: CompareConfig) -> Plan:
     Raises:
         UserError: an unknown method or option, a depth the teacher does not have, data that cannot be read, …
     """
-    methods = parse_methods(config.methods)
     names = config.task_name or (None,)
     ready = _ready_teachers(config, [name for name in names if name is not None])
+    methods, notes = with_starts(config, parse_methods(config.methods), ready)
     teachers: list[Run] = []
     students: list[Run] = []
     tasks: list[TaskPlan] = []
@@ -107,15 +110,17 @@ def make_plan(config: CompareConfig) -> Plan:
         students += runs
         if isinstance(task.teacher, Run):
             teachers.append(task.teacher)
-    if config.model_name_or_path and not teachers and not any(method.start == "pretrained" for method in methods):
+    starts = {method.start or config.student_from for method in methods}
+    if config.model_name_or_path and not teachers and "pretrained" not in starts:
         raise UserError("every task has a ready teacher, so model_name_or_path has no use; leave it out")
     if config.teacher_options and not teachers:
         given = next(iter(config.teacher_options))
         raise UserError(f"teacher_{given} has no use: every task has a ready teacher; leave it out")
+    _refuse_twins(methods, students)
     # Seed by seed, so that what is there after a while can be compared.
     order = {seed: i for i, seed in enumerate(config.seeds)}
     students.sort(key=lambda run: order[run.seed])
-    return Plan(config=config, methods=methods, tasks=tasks, teachers=teachers, students=students)
+    return Plan(config=config, methods=methods, tasks=tasks, teachers=teachers, students=students, notes=notes)
 
 
 def _ready_teachers(config: CompareConfig, tasks: Sequence[str]) -> dict[str | None, str]:
@@ -174,9 +179,9 @@ def _task(
         for seed in config.seeds
     ]
     configs = [r.config for *_, r in resolved]
-    for method, layers, _, r in resolved:
-        _check_depth(method, layers, r.config, encoder.num_hidden_layers)
-    _refuse_twins(resolved)
+    for method, layers, seed, r in resolved:
+        if seed == config.seeds[0]:
+            check_student(method, layers, r.config, source, encoder.num_hidden_layers)
     names = label_names(encoder) if is_ready else None
     regression = (names is None) if is_ready else None
     needs_labels = not is_ready or any(c.needs_labels(regression=names is None) for c in configs)
@@ -194,7 +199,7 @@ def _task(
     students = [
         Run(
             title=f"{title}, {layers} layers, {method.spec}, seed {seed}",
-            arguments=_arguments("distill", r, config.preset),
+            arguments=_arguments("distill", r, method.preset or config.preset),
             config=r.config,
             folder=Path(str(r.config.output_dir)),
             task=title,
@@ -241,15 +246,15 @@ def _resolve_student(
 ) -> Resolved[DistillConfig]:
     folder = _root(config) / _slug(title) / f"{layers}-layers" / f"{_slug(method.spec)}-seed{seed}"
     flags: dict[str, Any] = {**config.options, **method.options}
+    own: dict[str, Any] = {} if task is None else {"task_name": task}
     if flags.get("student_model") is None and flags.get("student_layer_ids") is None:
-        flags["student_layers"] = layers
-    if task is not None:
-        flags["task_name"] = task
-    if method.start is not None:
-        flags["student_from"] = method.start
-        if method.start == "pretrained" and config.model_name_or_path and "pretrained_model" not in flags:
-            flags["pretrained_model"] = config.model_name_or_path
-    flags |= {
+        own["student_layers"] = layers
+    start = method.start or (config.student_from if copies_layers(flags) else "teacher")
+    if method.start is not None or start != "teacher":
+        own["student_from"] = start
+    if start == "pretrained" and config.model_name_or_path and "pretrained_model" not in flags:
+        own["pretrained_model"] = config.model_name_or_path
+    own |= {
         "mapping": method.name,
         "seed": seed,
         "select_on": config.select_on,
@@ -257,25 +262,23 @@ def _resolve_student(
         "output_dir": str(folder),
     }
     try:
-        return resolve(DistillConfig, flags=flags, preset=config.preset)
+        if method.preset is None:
+            return resolve(DistillConfig, flags=flags | own, preset=config.preset)
+        # A row's own preset wins over what is set for all rows, and what is written behind the row over the preset.
+        alone = resolve(DistillConfig, flags=method.options | own, preset=method.preset)
+        of_preset = {name for name, source in alone.sources.items() if source == f"preset {method.preset}"}
+        kept = {name: value for name, value in config.options.items() if name not in of_preset}
+        return resolve(DistillConfig, flags=kept | method.options | own, preset=method.preset)
     except UserError as error:
         raise UserError(f"method {method.spec!r}: {error}") from error
 
 
-def _check_depth(method: Method, layers: int, config: DistillConfig, total: int) -> None:
-    if layers > total:
-        raise UserError(f"students of {layers} layers are deeper than the teacher of {total}; ask for at most {total}")
-    if config.student_layer_ids is not None and max(config.student_layer_ids) > total:
-        raise UserError(f"method {method.spec!r}: student_layer_ids names a layer behind the teacher's last, {total}")
-    if config.effective_mapping == "pkd" and layers < 2:
-        raise UserError(f"method {method.spec!r}: PKD needs a student of 2 layers or more")
-
-
-def _refuse_twins(resolved: Sequence[tuple[Method, int, int, Resolved[DistillConfig]]]) -> None:
-    """Two names of one and the same run would count it twice."""
+def _refuse_twins(methods: Sequence[Method], students: Sequence[Run]) -> None:
+    """Two names of the same runs would count them twice."""
     known: dict[str, Method] = {}
-    for method, layers, seed, r in resolved:
-        key = json.dumps([layers, seed, settings_of(r.config)], sort_keys=True)
+    for method in methods:
+        own = [run for run in students if run.method is method]
+        key = json.dumps([(run.task, run.layers, run.seed, settings_of(run.config)) for run in own], sort_keys=True)
         other = known.setdefault(key, method)
         if other is not method:
             raise UserError(f"the methods {other.spec} and {method.spec} are one and the same; leave one out")

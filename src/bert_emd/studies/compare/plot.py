@@ -62,7 +62,12 @@ def _panel(axes: Any, table: Mapping[str, Any], title: str, teachers: Mapping[st
         ):
             scores = [100 * score for score in row["by_seed"][kind].values()]
             found += scores
-            axes.scatter(scores, [y + offset] * len(scores), s=26, zorder=3, alpha=0.85, **style)
+            # One beside the other, so that seeds of the same score are seen as several.
+            places = [
+                y + offset + 0.07 * (i - (len(scores) - 1) / 2) / max(1, (len(scores) - 1) / 2)
+                for i in range(len(scores))
+            ]
+            axes.scatter(scores, places, s=22, zorder=3, alpha=0.85, **style)
             if scores:
                 mean, colour = 100 * row[kind]["mean"], _LAST if kind == "last" else _BEST
                 axes.plot([mean, mean], [y + offset - 0.17, y + offset + 0.17], color=colour, linewidth=2.5, zorder=2)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bert_emd.errors import UserError
-from bert_emd.studies.compare.ledger import settings_of
 from bert_emd.studies.compare.plan import Run
 
 __all__ = ["Process", "command_of", "environments"]
@@ -66,9 +65,8 @@ class Process:
         lock: int | None,
     ) -> None:
         self.run, self.ledger = run, run.ledger
-        settings = settings_of(run.config)
         self.ledger.settle()
-        resumed = self.ledger.resumable(settings, run.data, teacher)
+        resumed = self.ledger.resumable(run.config, run.data, teacher)
         words = [*launcher, *run.arguments]
         if "disable_tqdm" not in run.config.trainer_args:
             words += ["--disable_tqdm", "false"]  # its bar is what tells the progress
@@ -82,7 +80,7 @@ class Process:
         except OSError as error:
             raise UserError(f"{self.ledger.log} cannot be written: {error.strerror}; name another folder") from error
         self._from = self._log.tell()
-        self.ledger.begin(settings, run.data, teacher, resumed=resumed)
+        self.ledger.begin(run.config, run.data, teacher, resumed=resumed)
         # A session of its own: a Ctrl-C reaches this process alone, which then stops the others in good order.
         self._child = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, env=environment,

@@ -11,7 +11,7 @@ from bert_emd.studies.compare.methods import parse_method
 from bert_emd.studies.compare.tables import BASELINES, KINDS
 from bert_emd.training.records import render_table
 
-__all__ = ["as_csv", "as_markdown", "as_text", "table_title"]
+__all__ = ["as_csv", "as_markdown", "as_text", "table_markdown", "table_title"]
 
 _HEAD = ("method", "start", "last", "last − none", "last − kd", "best", "best − none", "best − kd",
          "last, each seed", "best, each seed", "minutes")  # fmt: skip
@@ -29,15 +29,26 @@ def as_markdown(study: Mapping[str, Any]) -> str:
     """comparison.md, from what comparison.json holds."""
     lines = ["# Comparison", "", *(f"- {note}" for note in study["notes"]), ""]
     metrics = {task["task"]: task["metric"] for task in study["tasks"]}
-    teachers = {teacher["task"]: teacher for teacher in study["teachers"]}
     for table in study["tables"]:
-        lines += [f"## {table_title(table, metrics)}", "", _line(_HEAD), _line(["---"] * len(_HEAD))]
-        lines += [_line(_cells(row, table, study["seeds"], study["cells"])) for row in table["rows"]]
-        lines += _references(table, teachers)
-        lines += ["", *(f"- {note}" for note in _against(table)), ""]
+        lines += [f"## {table_title(table, metrics)}", "", *table_markdown(table, study), ""]
     lines += ["![every seed](comparison.png)", ""]
     lines += _missing(study)
     return "\n".join(_without_double_blanks(lines)) + "\n"
+
+
+def table_markdown(table: Mapping[str, Any], study: Mapping[str, Any]) -> list[str]:
+    """One of the tables with the notes that belong to it, without a title.
+
+    Args:
+        table: of `bert_emd.studies.compare.tables.build_tables`.
+        study: its seeds, cells and teachers are read.
+    """
+    teachers = {teacher["task"]: teacher for teacher in study["teachers"]}
+    lines = [_line(_HEAD), _line(["---"] * len(_HEAD))]
+    lines += [_line(_cells(row, table, study["seeds"], study["cells"])) for row in table["rows"]]
+    lines += _references(table, teachers)
+    notes = [*_kept(table, teachers), *_against(table)]
+    return [*lines, "", *(f"- {note}" for note in notes)] if notes else lines
 
 
 def as_text(study: Mapping[str, Any]) -> str:
@@ -130,6 +141,20 @@ def _references(table: Mapping[str, Any], teachers: Mapping[str, Mapping[str, An
         _line([f"the teacher ({name})", "", mean("last"), *blank, mean("best"), *blank, "", "", minutes]),
         _line(["the trivial predictor", "", mean("trivial"), *blank, mean("trivial"), *blank, "", "", ""]),
     ]
+
+
+def _kept(table: Mapping[str, Any], teachers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the mean of the last students keeps of the teacher's score above the trivial predictor's."""
+    teacher = teachers.get(table["task"], {})
+    if "best" not in teacher or teacher.get("trivial") is None or teacher["best"] <= teacher["trivial"]:
+        return []
+    span = teacher["best"] - teacher["trivial"]
+    parts = [
+        f"`{row['method']}` {(row['last']['mean'] - teacher['trivial']) / span:.1%}"
+        for row in table["rows"]
+        if row["last"]["mean"] is not None
+    ]
+    return [f"`last` keeps of the teacher's score above the trivial predictor: {', '.join(parts)}."] if parts else []
 
 
 def _against(table: Mapping[str, Any]) -> list[str]:

@@ -104,6 +104,8 @@ def _announce(plan: Plan) -> None:
         len(runs), len(plan.methods), len(plan.config.seeds), len(plan.tasks), " and ".join(map(str, plan.depths)),
         len(plan.teachers), states.count("done"),
     )  # fmt: skip
+    for note in plan.notes:
+        _LOG.info("%s", note.replace("`", ""))
 
 
 class _Tables:
@@ -162,6 +164,10 @@ def _notes(plan: Plan, cells: Sequence[dict[str, Any]], teachers: Sequence[dict[
         if task.optimistic:
             text = f"**Optimistic** (select_on dev): {text}; `best` and the teacher were chosen on the reported rows"
         notes.append(f"{text}.")
+    shared = "the fine-tuned teacher" if plan.config.student_from == "teacher" else "the pretrained encoder"
+    if any(cell["start"] == plan.config.student_from for cell in cells):
+        notes.append(f"The methods' common start (student_from {plan.config.student_from}): layers of {shared}.")
+    notes += plan.notes
     notes += [
         f"{teacher['task']}: the ready teacher may have seen the rows that choose."
         for teacher in teachers

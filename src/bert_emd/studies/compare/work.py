@@ -17,7 +17,7 @@ import torch
 
 from bert_emd.errors import UserError
 from bert_emd.studies.compare.board import Board
-from bert_emd.studies.compare.ledger import settings_of, teacher_print
+from bert_emd.studies.compare.ledger import teacher_print
 from bert_emd.studies.compare.plan import Plan, Run
 from bert_emd.studies.compare.process import Process, environments
 from bert_emd.training.config import DistillConfig
@@ -51,7 +51,7 @@ def check_ledgers(plan: Plan) -> None:
                 f"{run.folder} is done, but its teacher {run.teacher.folder} is not there any more; "
                 "name another --output_dir"
             )
-        run.ledger.check(settings_of(run.config), run.data, _teacher_print(run))
+        run.ledger.check(run.config, run.data, _teacher_print(run))
 
 
 def _teacher_print(run: Run) -> str | None:

@@ -16,6 +16,7 @@ from bert_emd.studies.sweep.space import Range, Space, read_space
 from bert_emd.training.effects import without_effect
 from bert_emd.training.inputs import RunData, load_run_data
 from bert_emd.training.presets import published_values
+from bert_emd.training.start import check_start
 from bert_emd.training.values import show
 
 __all__ = ["check_models_and_data", "check_space", "idle_options", "planned_trials", "space_of"]
@@ -23,6 +24,12 @@ __all__ = ["check_models_and_data", "check_space", "idle_options", "planned_tria
 _MOST_COMBINATIONS = 2048
 _LARGEST_GRID = 100_000
 _DEFAULT_TRIALS = 20
+_OF_SHAPES = frozenset({
+    "mapping", "use_emd", "pkd", "pred_distill", "student_model", "student_from", "pretrained_model", "layer_map",
+    "student_layers", "student_layer_ids", "student_hidden_size", "student_num_attention_heads", "relation_heads",
+    "relation_layer",
+})  # fmt: skip
+"""The options that decide whether a student and its mapping can be made."""
 
 
 def space_of(config: SweepConfig, file: Mapping[str, Any] | None = None) -> tuple[Space, list[str]]:
@@ -142,9 +149,23 @@ def check_models_and_data(config: SweepConfig, space: Space) -> RunData:
     if depth is not None and deepest > depth:
         where = "its upper end" if isinstance(layers, Range) else "one of its values"
         raise UserError(f"--space student_layers: {where} is {deepest}, and the teacher has {depth} layers")
+    _check_shapes(config, space)
     names = label_names(teacher)
     base = config.trial(next(_combinations(space)))
     return load_run_data(
         base, None, None, model_names=names, regression=names is None,
         needs_labels=base.needs_labels(regression=names is None), augmented=base.aug_train,
     )  # fmt: skip
+
+
+def _check_shapes(config: SweepConfig, space: Space) -> None:
+    """Refuse values that no student of this teacher can have, and mappings that cannot be defined for them."""
+    # Numbers from a continuous range have no part in that.
+    shapes = Space({name: d for name, d in space.dimensions.items() if not isinstance(d, Range) or d.whole})
+    for values in _combinations(shapes):
+        trial = config.trial(values)
+        try:
+            check_start(trial, config.teacher_model, None, trial.student_model)
+        except UserError as error:
+            shown = " ".join(f"{name}={show(value)}" for name, value in values.items() if name in _OF_SHAPES)
+            raise UserError(f"the space holds {shown}, which is refused: {error}" if shown else str(error)) from None

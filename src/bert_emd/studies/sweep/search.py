@@ -136,7 +136,7 @@ def run_sweep(plan: Plan, sources: Mapping[str, str] | None = None) -> SweepResu
         _write_record(config, sources, data, plan)
     with storage_errors(url), Worker(folder) as worker, worker.turn():
         study = open_study(url, config.study_name)
-        compare_settings(study, _settings(config, plan.space, data))
+        compare_settings(study, _settings(config, plan.space, data), dataclasses.asdict(DistillConfig()))
         _write_record(config, sources, data, plan)
     start = time.time()
     job = Job(facts=facts, url=url, deadline=start + config.timeout if config.timeout is not None else None)

@@ -149,8 +149,13 @@ def open_study(url: str, name: str, *, patience: float = _FIRST_PATIENCE) -> opt
             raise UserError(f"the storage {masked(url)} cannot be used: {' '.join(str(error).split())}") from error
 
 
-def compare_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
+def compare_settings(study: optuna.Study, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Write down what a new study is made for; refuse to go on with one that was made for something else.
+
+    Args:
+        study: new or not.
+        settings: all that its scores depend on.
+        defaults: what counts for options that the version which made the study did not have.
 
     Raises:
         UserError: naming what differs.
@@ -164,6 +169,7 @@ def compare_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
         study.set_user_attr(_SETTINGS, json.loads(json.dumps(settings)))
         return
     now = json.loads(json.dumps(settings))
+    before = {name: value for name, value in json.loads(json.dumps(defaults)).items() if name in now} | before
     differing = [name for name in sorted({*before, *now}) if before.get(name, ...) != now.get(name, ...)]
     if not differing:
         return
