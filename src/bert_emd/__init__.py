@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bert_emd.training.distill import DistillResult, distill
     from bert_emd.training.evaluation import evaluate, predict
     from bert_emd.training.finetune import FinetuneResult, finetune
+    from bert_emd.training.general.config import GeneralDistillConfig
+    from bert_emd.training.general.job import GeneralDistillResult, general_distill
     from bert_emd.training.trainer import DistillTrainer
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FinetuneResult",
+    "GeneralDistillConfig",
+    "GeneralDistillResult",
     "SweepConfig",
     "SweepResult",
     "UserError",
@@ -47,6 +51,7 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "general_distill",
     "hidden_distances",
     "predict",
     "prediction_loss",
@@ -67,6 +72,8 @@ _HOMES = {
     **dict.fromkeys(("DistillConfig", "EvaluateConfig", "FinetuneConfig"), "training.config"),
     **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
     **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
+    "GeneralDistillConfig": "training.general.config",
+    **dict.fromkeys(("GeneralDistillResult", "general_distill"), "training.general.job"),
     **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
     "DistillTrainer": "training.trainer",
     "CompareConfig": "studies.compare.config",

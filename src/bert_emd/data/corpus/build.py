@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from bert_emd.data.corpus.packing import Packer
-from bert_emd.data.corpus.sources import BrokenOff, Corpus
+from bert_emd.data.corpus.sources import Corpus, StreamError
 from bert_emd.data.corpus.store import StoreWriter, TokenStore, is_store, sequence_bytes
 from bert_emd.data.corpus.tokens import form_of, tokenised, tokenizer_print
 from bert_emd.errors import UserError
@@ -76,8 +76,8 @@ def check_tokenizer(store: TokenStore, tokenizer: PreTrainedTokenizerBase, lengt
     """
     if store.identity.get("tokenizer") != tokenizer_print(tokenizer):
         raise UserError(
-            f"the prepared corpus {store.folder} was made with another tokenizer ({store.meta['vocabulary']} tokens) than "
-            f"the teacher's ({len(tokenizer)} tokens); prepare it again with this teacher"
+            f"the prepared corpus {store.folder} was made with another tokenizer ({store.meta['vocabulary']} tokens) "
+            f"than the teacher's ({len(tokenizer)} tokens); prepare it again with this teacher"
         )
     if store.length != length:
         raise UserError(
@@ -109,12 +109,21 @@ def build_store(corpus: Corpus, packing: Packing, target: Path, *, workers: int 
             return _said(TokenStore(target))
         try:
             documents = _write(corpus, packing, writer, kept, workers)
-        except BrokenOff:
+        except StreamError:
             raise
         except UserError:
             writer.discard()
             raise
-        if corpus.cleaner.removed and kept is None:
+        if not writer.sequences:
+            writer.discard()
+            raise UserError(f"the corpus {corpus.name} holds no text; name another")
+        if writer.sequences == 1 and writer.tokens < writer.length:
+            writer.discard()
+            raise UserError(
+                f"the corpus {corpus.name} is shorter than one sequence ({writer.tokens} of {writer.length} tokens); "
+                "give more text, or set a smaller --max_seq_length"
+            )
+        if corpus.cleaner.removed:
             _LOG.warning("%s: %d control characters removed", corpus.name, corpus.cleaner.removed)
         return _said(writer.finish(source=corpus.name, documents=documents, removed=corpus.cleaner.removed))
 

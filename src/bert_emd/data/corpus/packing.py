@@ -35,9 +35,9 @@ class Packer:
     r"""Cuts the stream of documents into sequences.
 
     The documents are written one behind the other with one separator between two of them, and the stream is cut into
-    parts of ``form.room`` tokens, each between prefix and suffix. Where a part would begin with a separator, that one is
-    left out: the suffix of the sequence before parts the documents already. So no text is lost or doubled, only the very
-    last sequence is padded, and a document may go on in the next sequence.
+    parts of ``form.room`` tokens, each between prefix and suffix. Where a part would begin with a separator, that one
+    is left out: the suffix of the sequence before parts the documents already. So no text is lost or doubled, only the
+    very last sequence is padded, and a document may go on in the next sequence.
 
     With ``short`` above 0 a sequence ends early with that probability, at a length drawn uniformly from prefix, suffix
     and two tokens up to the whole; such a sequence is padded. The draw depends on ``seed`` and the sequence's number

@@ -103,10 +103,9 @@ def row_pieces(
     """
     for number, row in enumerate(rows, start=1):
         texts = [row.get(name) for name in columns]
-        if bad := next(
-            (name for name, text in zip(columns, texts, strict=True) if not isinstance(text, str | None)), None
-        ):
-            raise UserError(f"{where(number)}: column {bad!r} holds {row[bad]!r}, not a text; name another column")
+        for name, text in zip(columns, texts, strict=True):
+            if text is not None and not isinstance(text, str):
+                raise UserError(f"{where(number)}: column {name!r} holds {text!r:.50}, not a text; mend --text_columns")
         document = cleaner(" ".join(text for text in texts if text))
         if document.strip():
             *begun, last = cut(document)
@@ -117,10 +116,8 @@ def row_pieces(
 
 def json_line_pieces(path: Path, columns: Sequence[str] | None, cleaner: Cleaner) -> Iterator[Piece]:
     """Documents of a file with a JSON object a line."""
-    chosen = columns
 
     def rows() -> Iterator[Any]:
-        nonlocal chosen
         with path.open("rb") as stream:
             number = 0
             while line := stream.readline(_LONGEST_JSON + 1):

@@ -24,7 +24,7 @@ from bert_emd.data.corpus.reading import (
 )
 from bert_emd.errors import UserError
 
-__all__ = ["BrokenOff", "Corpus", "FileCorpus", "HubCorpus", "RowsCorpus", "corpus_files"]
+__all__ = ["Corpus", "FileCorpus", "HubCorpus", "RowsCorpus", "StreamError", "corpus_files"]
 
 _CHUNK = 1 << 22
 _SUFFIXES = (".txt", ".text", ".parquet", ".jsonl", ".json")
@@ -39,7 +39,7 @@ _MANY_CONTROLS = 0.1
 _CONTROLS = bytes(i for i in range(32) if i not in b"\t\n\v\f\r")
 
 
-class BrokenOff(UserError):
+class StreamError(UserError):
     """A stream ended before its end; what was read of it so far is good."""
 
 
@@ -162,18 +162,10 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _print(path: Path) -> str:
-    with path.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _slow_print(stream)
-        )
-
-
-def _slow_print(stream: Any) -> str:
     digest = hashlib.sha256()
-    while chunk := stream.read(_CHUNK):
-        digest.update(chunk)
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -317,4 +309,4 @@ class HubCorpus:
         try:
             yield from rows
         except Exception as error:
-            raise BrokenOff(f"{self.name} broke off: {one_line(error)}; the same command goes on from there") from error
+            raise StreamError(f"{self.name} broke off: {one_line(error)}; the same command goes on") from error

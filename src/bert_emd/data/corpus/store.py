@@ -184,9 +184,7 @@ class StoreWriter:
 
     def _failed(self, error: OSError) -> UserError:
         if error.errno == errno.ENOSPC:
-            return UserError(
-                f"there is no room left for the prepared corpus in {self.target.parent}; make room, or name another folder"
-            )
+            return UserError(f"no room is left for the prepared corpus in {self.target.parent}; make room there")
         return UserError(
             f"the prepared corpus cannot be written to {self.target}: {error.strerror or error}; name another folder"
         )
