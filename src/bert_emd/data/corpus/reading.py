@@ -81,7 +81,7 @@ def _fragments(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _cut_line(line: str) -> Iterator[tuple[str, bool]]:
-    *begun, last = cut(line)
+    *begun, last = cut(line.removesuffix("\r"))
     for part in begun:
         yield part, False
     yield last, True
