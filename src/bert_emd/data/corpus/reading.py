@@ -27,7 +27,7 @@ DocumentBreak = Literal["blank", "line"]
 Piece: TypeAlias = tuple[str, bool]
 """A part of a document, and whether the document ends behind it. Parts joined are the document."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _LONGEST_JSON = 64 << 20
 _ROWS = 256
 
