@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from bert_emd.data.corpus import DocumentBreak
+from bert_emd.data.corpus import DocumentBreak, is_store
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS
 from bert_emd.training.checked import opt
@@ -112,6 +113,9 @@ class GeneralDistillConfig(TrainFields, MatchingFields):
                 found[name] = "dataset_name is not set"
         else:
             found["document_break"] = "a row of a data set is a document"
+        if self.pregenerated_data is not None and is_store(Path(self.pregenerated_data)):
+            made = ("document_break", "text_columns", "short_seq_prob", "num_workers", "corpus_cache_dir")
+            found |= dict.fromkeys(made, "pregenerated_data is prepared already")
         if self.student_model is None:
             found["continue_train"] = "student_model is not set"
         if not self.eval_share:
