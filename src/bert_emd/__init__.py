@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from bert_emd.training.distill import DistillResult, distill
     from bert_emd.training.evaluation import evaluate, predict
     from bert_emd.training.finetune import FinetuneResult, finetune
+    from bert_emd.training.general.config import GeneralDistillConfig
+    from bert_emd.training.general.job import GeneralDistillResult, general_distill
     from bert_emd.training.trainer import DistillTrainer
 
 __all__ = [
@@ -42,6 +44,8 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "FinetuneResult",
+    "GeneralDistillConfig",
+    "GeneralDistillResult",
     "SweepConfig",
     "SweepResult",
     "UserError",
@@ -51,6 +55,7 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "general_distill",
     "hidden_distances",
     "predict",
     "prediction_loss",
@@ -72,6 +77,8 @@ _HOMES = {
     **dict.fromkeys(("ConvertConfig", "ConvertResult", "convert"), "training.convert"),
     **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
     **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
+    "GeneralDistillConfig": "training.general.config",
+    **dict.fromkeys(("GeneralDistillResult", "general_distill"), "training.general.job"),
     **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
     "DistillTrainer": "training.trainer",
     "CompareConfig": "studies.compare.config",

@@ -9,12 +9,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from bert_emd.errors import UserError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("quickstart", "finetune", "distill", "evaluate", "predict", "compare", "sweep", "download", "convert")
+COMMANDS = (
+    "quickstart", "finetune", "distill", "evaluate", "predict", "compare", "sweep", "download", "convert",
+    "general-distill",
+)  # fmt: skip
 DONE, FAULT, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -71,21 +75,26 @@ def _run(argv: list[str]) -> None:
     from bert_emd.cli.console import package_logging
     from bert_emd.cli.options import OptionParser
 
-    command = importlib.import_module(f"bert_emd.cli.{name}")
+    command = _module(name)
     with package_logging():
         parser = OptionParser(prog=f"bert-emd {name}", description=command.HELP, usage=command.USAGE)
         command.add_arguments(parser)
         command.run(parser.parse(rest))
 
 
+def _module(name: str) -> Any:
+    return importlib.import_module(f"bert_emd.cli.{name.replace('-', '_')}")
+
+
 def _overview() -> str:
+    widest = max(map(len, COMMANDS))
     lines = [
         "Make a small, fast student out of a fine-tuned transformer encoder.",
         "",
         "usage: bert-emd [--help] [--version] COMMAND [OPTIONS]",
         "",
         "commands:",
-        *(f"  {name:<12}{importlib.import_module(f'bert_emd.cli.{name}').HELP}" for name in COMMANDS),
+        *(f"  {name:<{widest + 2}}{_module(name).HELP}" for name in COMMANDS),
         "",
         "`bert-emd COMMAND --help` lists a command's options.",
     ]

@@ -81,17 +81,17 @@ def add_config_arguments(
     from bert_emd.training.config import RunConfig
     from bert_emd.training.presets import PRESETS
     from bert_emd.training.resolve import field_types
+    from bert_emd.training.shared import TrainFields
     from bert_emd.training.trainer_fields import ACCEPTED, trainer_type
 
     parser.config_class = cls
-    trains = issubclass(cls, RunConfig)
     _add(parser.own, "config", str, "a YAML file that sets any of these options; a flag wins over it", metavar="FILE")
-    if trains and "preset" not in leave_out:
+    if issubclass(cls, RunConfig) and "preset" not in leave_out:
         presets = ", ".join(PRESETS)
         _add(parser.own, "preset", str, f"published settings instead of our defaults: {presets}", metavar="NAME")
     fields = [f for f in dataclasses.fields(cls) if f.name not in leave_out]
     add_field_arguments(parser, fields, field_types(cls), lists=lists)
-    if trains:
+    if issubclass(cls, TrainFields):
         group = parser.add_argument_group(_ENGINE)
         for name, text in ACCEPTED.items():
             if (kind := _installed_type(trainer_type, name)) is not None:

@@ -94,7 +94,7 @@ def from_hub_rows(
 
 def _read_parquet(path: Path) -> datasets.Dataset:
     # Read straight into memory: `Dataset.from_parquet` would write a second copy into the cache.
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     return datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(path)))
 

@@ -7,6 +7,7 @@ from bert_emd.models.loading import (
     has_tokenizer,
     load_classifier,
     load_config,
+    load_encoder,
     load_tokenizer,
 )
 from bert_emd.models.quiet import quiet
@@ -26,6 +27,7 @@ __all__ = [
     "label_names",
     "load_classifier",
     "load_config",
+    "load_encoder",
     "load_tokenizer",
     "quiet",
     "set_labels",

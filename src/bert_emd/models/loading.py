@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -21,7 +22,16 @@ from transformers import (
 from bert_emd.errors import UserError
 from bert_emd.models.quiet import quiet
 
-__all__ = ["LoadReport", "check_folder", "has_tokenizer", "load_classifier", "load_config", "load_tokenizer", "why"]
+__all__ = [
+    "LoadReport",
+    "check_folder",
+    "has_tokenizer",
+    "load_classifier",
+    "load_config",
+    "load_encoder",
+    "load_tokenizer",
+    "why",
+]
 
 _LOG = logging.getLogger("bert_emd")
 
@@ -81,15 +91,18 @@ def check_folder(path: str, what: str) -> None:
         raise UserError(f"{what} {path} does not exist; name the folder of a saved model, or a hub id")
 
 
-def load_config(name_or_path: str, what: str, *, cache_dir: str | None = None, **changes: Any) -> PretrainedConfig:
+def load_config(
+    name_or_path: str, what: str, *, cache_dir: str | None = None, may_be_file: bool = False, **changes: Any
+) -> PretrainedConfig:
     """The configuration of a model; one without ``model_type`` that reads like BERT's is taken for BERT.
 
-    The published TinyBERT students are such checkpoints.
+    The published TinyBERT students are such checkpoints. With ``may_be_file`` it may also be a JSON file by itself.
 
     Raises:
         UserError: there is no readable configuration.
     """
-    check_folder(name_or_path, what)
+    if not (may_be_file and Path(name_or_path).is_file()):
+        check_folder(name_or_path, what)
     try:
         values, _ = PretrainedConfig.get_config_dict(name_or_path, cache_dir=cache_dir)
         if "model_type" not in values:
@@ -159,11 +172,42 @@ def load_classifier(
     Raises:
         UserError: it cannot be read, or nothing of it loads.
     """
+    return _load(
+        AutoModelForSequenceClassification, name_or_path, what, config, cache_dir, may_resize_head=may_resize_head
+    )
+
+
+def load_encoder(
+    name_or_path: str, what: str, *, config: PretrainedConfig | None = None, cache_dir: str | None = None
+) -> tuple[PreTrainedModel, LoadReport]:
+    """An encoder in float32 without any head; what a checkpoint has of one is ignored.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        what: how to call it in messages ("the teacher").
+        config: another configuration than the checkpoint's own.
+        cache_dir: where downloads go.
+
+    Raises:
+        UserError: it cannot be read, or nothing of it loads.
+    """
+    return _load(AutoModel, name_or_path, what, config, cache_dir, may_resize_head=False)
+
+
+def _load(
+    kind: Any,
+    name_or_path: str,
+    what: str,
+    config: PretrainedConfig | None,
+    cache_dir: str | None,
+    *,
+    may_resize_head: bool,
+) -> tuple[PreTrainedModel, LoadReport]:
     config = config if config is not None else load_config(name_or_path, what, cache_dir=cache_dir)
     try:
         # Which weights loaded is reported by us; the bar of a download stays.
         with quiet(bars=Path(name_or_path).is_dir()):
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = kind.from_pretrained(
                 name_or_path,
                 config=config,
                 cache_dir=cache_dir,

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, set_seed
 
 from bert_emd.errors import UserError
 from bert_emd.models.labels import label_names, set_labels
-from bert_emd.models.loading import load_classifier, load_config
+from bert_emd.models.loading import LoadReport, load_classifier, load_config, load_encoder
 
 __all__ = ["BuiltStudent", "StudentShape", "build_student", "spread_layers"]
 
@@ -68,6 +68,7 @@ def build_student(
     pretrained: str | None = None,
     seed: int = 42,
     cache_dir: str | None = None,
+    head: bool = True,
 ) -> BuiltStudent:
     """A student for this teacher, with its labels.
 
@@ -75,25 +76,29 @@ def build_student(
         teacher: the fine-tuned teacher.
         shape: depth and sizes.
         checkpoint: start from this folder or hub id instead; it brings its own shape.
-        fresh: take only the checkpoint's shape.
+        fresh: take only the checkpoint's shape; without a head it may then be a configuration file.
         pretrained: copy the layers of this folder or hub id, the encoder that the teacher came from, instead of the
             teacher's.
         seed: for fresh weights.
         cache_dir: where downloads go.
+        head: False makes an encoder alone, for a teacher that is one.
 
     Raises:
         UserError: a depth or layer that the teacher does not have, or a checkpoint from which nothing loads.
     """
     set_seed(seed)
     if checkpoint is not None:
-        return _from_checkpoint(teacher, checkpoint, fresh=fresh, cache_dir=cache_dir)
+        make = _from_checkpoint if head else _encoder_from_checkpoint
+        return make(teacher, checkpoint, fresh=fresh, cache_dir=cache_dir)
     total = teacher.config.num_hidden_layers
     ids = _layer_ids(shape, total)
     config = _config_for(teacher.config, ids)
+    if not head:
+        _forget_labels(config)
     if shape.sizes:
         _resize(config, shape.sizes)
     try:
-        model = AutoModelForSequenceClassification.from_config(config).float()
+        model = (AutoModelForSequenceClassification if head else AutoModel).from_config(config).float()
     except (ValueError, RuntimeError) as error:
         raise UserError(f"a student of this shape cannot be built: {str(error).splitlines()[0]}") from error
     if shape.sizes or shape.init == "fresh":
@@ -108,8 +113,9 @@ def build_student(
     numbers = ", ".join(map(str, ids))
     if pretrained is None:
         origin = (
-            f"student: {len(ids)} layers copied from teacher layers {numbers}, with embeddings, pooler "
-            f"and head ({copied} tensors copied, {len(fresh_names)} fresh{left})"
+            f"student: {len(ids)} layers copied from teacher layers {numbers}, with embeddings"
+            f"{', pooler and head' if head else ' and pooler'} "
+            f"({copied} tensors copied, {len(fresh_names)} fresh{left})"
         )
     else:
         new = sorted({*fresh_names, *source_fresh} & model.state_dict().keys())
@@ -252,13 +258,40 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
-def _from_checkpoint(teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None) -> BuiltStudent:
-    config = load_config(checkpoint, "the student", cache_dir=cache_dir)
+def _forget_labels(config: PretrainedConfig) -> None:
+    """An encoder alone has no classes; those of its teacher would be taken for its own later."""
+    set_labels(config, ["LABEL_0", "LABEL_1"])
+    config.problem_type = None
+
+
+def _check_depth(config: PretrainedConfig, teacher: PreTrainedModel, checkpoint: str) -> None:
     if config.num_hidden_layers > teacher.config.num_hidden_layers:
         raise UserError(
             f"the student {checkpoint} is deeper than the teacher ({config.num_hidden_layers} layers against "
             f"{teacher.config.num_hidden_layers}); choose one with at most as many layers"
         )
+
+
+def _encoder_from_checkpoint(
+    teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None
+) -> BuiltStudent:
+    config = load_config(checkpoint, "the student", cache_dir=cache_dir, may_be_file=fresh)
+    _check_depth(config, teacher, checkpoint)
+    _forget_labels(config)
+    if fresh:
+        try:
+            model = AutoModel.from_config(config).float()
+        except (ValueError, RuntimeError, TypeError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"a student of the shape of {checkpoint} cannot be built: {why}") from error
+        return BuiltStudent(model=model, origin=f"student: the shape of {checkpoint}, all weights fresh")
+    model, report = load_encoder(checkpoint, "the student", config=config, cache_dir=cache_dir)
+    return BuiltStudent(model=model, origin=_checked_origin(report, checkpoint))
+
+
+def _from_checkpoint(teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, cache_dir: str | None) -> BuiltStudent:
+    config = load_config(checkpoint, "the student", cache_dir=cache_dir)
+    _check_depth(config, teacher, checkpoint)
     _check_labels(checkpoint, label_names(config), label_names(teacher.config))
     set_labels(config, label_names(teacher.config))
     config.problem_type = teacher.config.problem_type or config.problem_type
@@ -266,6 +299,11 @@ def _from_checkpoint(teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, 
         model = AutoModelForSequenceClassification.from_config(config).float()
         return BuiltStudent(model=model, origin=f"student: the shape of {checkpoint}, all weights fresh")
     model, report = load_classifier(checkpoint, "the student", config=config, cache_dir=cache_dir, may_resize_head=True)
+    return BuiltStudent(model=model, origin=_checked_origin(report, checkpoint))
+
+
+def _checked_origin(report: LoadReport, checkpoint: str) -> str:
+    """Where a checkpoint's weights went, once all of its encoder is there."""
     if report.encoder_fresh:
         raise UserError(
             f"the student {checkpoint} lacks {len(report.encoder_fresh)} weights of its encoder "
@@ -277,4 +315,4 @@ def _from_checkpoint(teacher: PreTrainedModel, checkpoint: str, *, fresh: bool, 
     if report.ignored:
         groups = sorted({name.split(".")[0] for name in report.ignored})
         parts.append(f"ignored: {len(report.ignored)} tensors ({', '.join(groups)})")
-    return BuiltStudent(model=model, origin="student: " + "; ".join(parts))
+    return "student: " + "; ".join(parts)

@@ -12,25 +12,34 @@ from transformers import TrainingArguments, get_scheduler
 
 from bert_emd.errors import UserError
 from bert_emd.training.config import RunConfig
+from bert_emd.training.shared import TrainFields
 from bert_emd.training.trainer_fields import check_trainer_args
 
 __all__ = ["engine_errors", "optimizer_choice", "training_arguments"]
 
 
 def training_arguments(
-    config: RunConfig, folder: Path, *, main_metric: str | None, constant_lr: bool = False
+    config: TrainFields,
+    folder: Path,
+    *,
+    main_metric: str | None,
+    constant_lr: bool = False,
+    evaluates: bool | None = None,
 ) -> TrainingArguments:
     """The engine's arguments for a run.
 
     Args:
         config: the resolved configuration.
         folder: the output folder.
-        main_metric: the metric that chooses the best checkpoint; None where none is chosen and nothing evaluated.
+        main_metric: the metric that chooses the best checkpoint; None where none is chosen.
         constant_lr: the learning rate stays constant whatever the configuration says (intermediate stage).
+        evaluates: whether there are evaluations; None: where a checkpoint is chosen.
 
     Raises:
         UserError: a field that is not accepted, or settings that the engine refuses.
     """
+    grouped = isinstance(config, RunConfig) and config.group_by_length
+    evaluates = main_metric is not None if evaluates is None else evaluates
     # Below 1 the engine reads warmup_steps as a part of all steps.
     warmup = config.warmup_steps if config.warmup_steps is not None else min(config.warmup_proportion, 0.999999)
     ours: dict[str, Any] = {
@@ -46,7 +55,7 @@ def training_arguments(
         "weight_decay": config.weight_decay,
         "adam_epsilon": config.adam_epsilon,
         "max_grad_norm": config.max_grad_norm,
-        "eval_strategy": "no" if main_metric is None else "epoch" if config.eval_step is None else "steps",
+        "eval_strategy": "no" if not evaluates else "epoch" if config.eval_step is None else "steps",
         "save_strategy": "epoch" if config.save_steps is None else "steps",
         "logging_steps": config.logging_steps,
         "bf16": config.bf16,
@@ -57,7 +66,7 @@ def training_arguments(
         "seed": config.seed,
         "metric_for_best_model": main_metric,
         "greater_is_better": True,
-        "train_sampling_strategy": "group_by_length" if config.group_by_length else "random",
+        "train_sampling_strategy": "group_by_length" if grouped else "random",
         # The collator drops what the models do not take; the engine would drop the lengths before grouping by them.
         "remove_unused_columns": False,
         "restore_callback_states_from_checkpoint": True,
@@ -68,7 +77,7 @@ def training_arguments(
     }
     if config.fp16 and ours["use_cpu"]:
         raise UserError("fp16 needs a GPU; leave it out, or use bf16")
-    if config.eval_step is not None and main_metric is not None:
+    if config.eval_step is not None and evaluates:
         ours["eval_steps"] = config.eval_step
     if config.save_steps is not None:
         ours["save_steps"] = config.save_steps
@@ -101,7 +110,7 @@ def engine_errors() -> Iterator[None]:
         raise UserError(f"the engine refuses these settings: {' '.join(str(error).split())}") from error
 
 
-def optimizer_choice(config: RunConfig) -> tuple[type, dict[str, Any]] | None:
+def optimizer_choice(config: TrainFields) -> tuple[type, dict[str, Any]] | None:
     """The optimiser where it is not the engine's own AdamW."""
     if config.optimizer == "adamw":
         return None

@@ -40,11 +40,12 @@ from bert_emd.training.records import (
     trivial_of,
 )
 from bert_emd.training.selection import scores_there, selection_record
+from bert_emd.training.shared import MatchingFields
 from bert_emd.training.stages import Stage, find_resume, stages_of, train_stages
 from bert_emd.training.start import check_start, make_student, start_of
 from bert_emd.training.trainer import DistillTrainer
 
-__all__ = ["DistillResult", "distill"]
+__all__ = ["DistillResult", "distill", "matching_notes"]
 
 _LOG = logging.getLogger("bert_emd")
 
@@ -180,7 +181,7 @@ def distill(
             )
 
     first = trainer_of(stages[0], small)
-    notes = _notes(first, config)
+    notes = matching_notes(first, config)
     for note in notes:
         _LOG.info("%s", note)
     open_output_dir(folder, resume=resume is not None)
@@ -206,7 +207,7 @@ def distill(
     )
 
 
-def _notes(trainer: DistillTrainer, config: DistillConfig) -> list[str]:
+def matching_notes(trainer: DistillTrainer, config: MatchingFields) -> list[str]:
     """What is said before the first step about how the two models are compared."""
     distiller = trainer.distiller
     notes = list(distiller.mapping.notes) if distiller.mapping is not None else []

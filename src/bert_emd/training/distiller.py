@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bert_emd.errors import UserError
-from bert_emd.method import Features, Mapping, Needs, Projected, hard_loss, prediction_loss
+from bert_emd.method import Features, Mapping, MappingLoss, Needs, Projected, hard_loss, prediction_loss
 from bert_emd.models import SixteenBitMatrices, Tap
 from bert_emd.training.teacher_cache import TeacherCache
 
 __all__ = ["Distiller", "LossOptions"]
+
+_TERMS = ("attention", "hidden", "relation", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,8 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss of a batch and the student's logits; in evaluation the hard loss, and no teacher is run.
 
+        An encoder without a head is trained by its intermediate losses, and has no logits; `held_out` measures it.
+
         ``rows`` says which examples of the data set these are, for the cache of the teacher's outputs.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -153,14 +157,11 @@ class Distiller(nn.Module):
         teacher_logits, teacher_features = self._teach(inputs, rows)
         outputs, features = self.student_tap(**inputs)
         opt = self.options
-        loss: Tensor = outputs.logits.new_zeros((), dtype=torch.float32)
+        loss = torch.zeros((), dtype=torch.float32, device=input_ids.device)
         if self.mapping is not None:
-            self._project(features)
-            mask = attention_mask
-            if opt.count_padding and "count_padding" in self.mapping.uses:
-                _zero_padded_keys(features, teacher_features, attention_mask)
-                mask = None  # every position is in the means
-            loss = loss + self._intermediate(features, teacher_features, mask)
+            terms = self._matched(features, teacher_features, attention_mask)
+            self.record = terms.record
+            loss = loss + self._intermediate(terms)
         if opt.one_step:
             prediction = prediction_loss(
                 outputs.logits,
@@ -172,9 +173,22 @@ class Distiller(nn.Module):
                 published=opt.published,
             )
             loss = loss + self._noted(prediction=prediction)
-        return {"loss": loss, "logits": outputs.logits}
+        logits = _logits(outputs)
+        return {"loss": loss} if logits is None else {"loss": loss, "logits": logits}
 
-    def _teach(self, inputs: dict[str, Any], rows: Sequence[int] | None) -> tuple[Tensor, Features]:
+    @torch.no_grad()
+    def held_out(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """The intermediate terms of a batch as they stand: both models are tapped, nothing is noted or moves.
+
+        Called in evaluation mode (``eval()``), in the precision that is on.
+        """
+        assert self.mapping is not None
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        _, teacher_features = self._teach(inputs, None)
+        _, features = self.student_tap(**inputs)
+        return _terms(self._matched(features, teacher_features, attention_mask))
+
+    def _teach(self, inputs: dict[str, Any], rows: Sequence[int] | None) -> tuple[Any, Features]:
         """The teacher's logits and features, from the cache where it has them all."""
         assert self.teacher_tap is not None
         mask = inputs["attention_mask"]
@@ -189,7 +203,7 @@ class Distiller(nn.Module):
             outputs, features = self.teacher_tap(**inputs)
         if cache is not None:
             cache.store(rows or (), mask, outputs.logits, features)
-        return outputs.logits, features
+        return _logits(outputs), features
 
     def _match_precision(self, device: str) -> None:
         """Under autocast the teacher's matrices are kept in 16 bits, elsewhere as they are."""
@@ -206,19 +220,26 @@ class Distiller(nn.Module):
         if self.teacher_tap is not None:
             self.teacher_tap.compile()
 
-    def _intermediate(self, student: Features, teacher: Features, mask: Tensor | None) -> Tensor:
+    def _matched(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
+        """What the mapping makes of both models' features on a batch."""
         assert self.mapping is not None
+        self._project(student)
+        if self.options.count_padding and "count_padding" in self.mapping.uses:
+            _zero_padded_keys(student, teacher, mask)
+            mask = None  # every position is in the means
         try:
-            terms = self.mapping(student, teacher, mask)
+            terms: MappingLoss = self.mapping(student, teacher, mask)
         except ValueError as error:
             if "not finite" not in str(error):
                 raise
             raise UserError("the costs are no longer finite: training diverged; lower --learning_rate") from error
-        self.record = terms.record
+        return terms
+
+    def _intermediate(self, terms: MappingLoss) -> Tensor:
         opt = self.options
         beta, theta = (opt.beta, opt.theta) if opt.one_step else (1.0, 1.0)
-        weights = dict.fromkeys(("attention", "hidden", "relation"), beta * theta) | {"embedding": beta}
-        found = {name: getattr(terms, name) for name in weights if getattr(terms, name) is not None}
+        weights = dict.fromkeys(_TERMS, beta * theta) | {"embedding": beta}
+        found = _terms(terms)
         self._noted(**found)
         return sum((weights[name] * value for name, value in found.items()), torch.zeros((), device=_device(found)))
 
@@ -247,6 +268,15 @@ class Distiller(nn.Module):
         means = {name: float(total) / max(1, self.batches) for name, total in self.sums.items()}
         self.sums, self.batches = {}, 0
         return means
+
+
+def _logits(outputs: Any) -> Tensor | None:
+    """None of an encoder without a head."""
+    return getattr(outputs, "logits", None)
+
+
+def _terms(loss: MappingLoss) -> dict[str, Tensor]:
+    return {name: getattr(loss, name) for name in _TERMS if getattr(loss, name) is not None}
 
 
 def _projection(narrow: int, wide: int) -> nn.Linear:

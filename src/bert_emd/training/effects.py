@@ -5,21 +5,34 @@ from __future__ import annotations
 from bert_emd.data import find_task
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS
+from bert_emd.training.checked import CheckedConfig
 from bert_emd.training.config import DistillConfig, RunConfig
+from bert_emd.training.shared import TrainFields
 
-__all__ = ["OF_MAPPINGS", "without_effect"]
+__all__ = ["OF_MAPPINGS", "of_mapping", "of_student", "of_training", "without_effect"]
 
 OF_MAPPINGS = tuple(sorted(frozenset().union(*(mapping.uses for mapping in MAPPINGS.values()))))
 """Every option that only some mappings have."""
 
 
-def without_effect(config: RunConfig) -> dict[str, str]:
+def without_effect(config: CheckedConfig) -> dict[str, str]:
     """The fields without effect, each with the reason."""
+    if not isinstance(config, RunConfig):
+        return config.without_effect()
     found = {}
     if config.task_name is None and config.data_dir is not None:
         found["data_dir"] = "task_name is not set"
     if config.test_file is not None:
         found["select_on"] = "test_file is reported on, so the checkpoint is chosen on other rows anyway"
+    found |= of_training(config)
+    if isinstance(config, DistillConfig):
+        found |= _of_distillation(config)
+    return found
+
+
+def of_training(config: TrainFields) -> dict[str, str]:
+    """Those of the learning rate's course and the length of training."""
+    found = {}
     if config.warmup_steps is not None:
         found["warmup_proportion"] = "warmup_steps is set"
     if config.lr_scheduler == "constant":
@@ -27,14 +40,12 @@ def without_effect(config: RunConfig) -> dict[str, str]:
         found["warmup_steps"] = "lr_scheduler is constant"
     if config.max_steps > 0:
         found["num_train_epochs"] = "max_steps is set"
-    if isinstance(config, DistillConfig):
-        found |= _of_distillation(config)
     return found
 
 
 def _of_distillation(config: DistillConfig) -> dict[str, str]:
     mapping = config.effective_mapping
-    found = _of_mapping(config)
+    found = of_mapping(config)
     if _is_regression(config):
         found["T"] = "the target is a number, and a temperature is for classes"
     if mapping != config.mapping:
@@ -56,7 +67,7 @@ def _of_distillation(config: DistillConfig) -> dict[str, str]:
     if mapping == "none":
         for name in ("cache_teacher", "teacher_cache_dir", "alpha", "T", "reduce_T", "new_pred_loss"):
             found[name] = "there is no teacher in the loss"
-    return found | _of_student(config) | _of_stages(config)
+    return found | of_student(config) | _of_stages(config)
 
 
 def _is_regression(config: DistillConfig) -> bool:
@@ -69,7 +80,7 @@ def _is_regression(config: DistillConfig) -> bool:
         return False  # said where the data are read
 
 
-def _of_mapping(config: DistillConfig) -> dict[str, str]:
+def of_mapping(config: DistillConfig) -> dict[str, str]:
     """The options of mappings that the one in use does not have, and those that its other options overrule."""
     mapping = config.effective_mapping
     reason = "pred_distill is set" if config.pred_distill and mapping == "kd" else f"mapping is {mapping}"
@@ -92,7 +103,8 @@ def _of_mapping(config: DistillConfig) -> dict[str, str]:
     return found
 
 
-def _of_student(config: DistillConfig) -> dict[str, str]:
+def of_student(config: DistillConfig) -> dict[str, str]:
+    """Those of where the student's weights come from."""
     found = {}
     if config.student_model is not None or config.student_layer_ids is not None or any(config.sizes):
         found["student_init"] = "the student is not made of a choice of the teacher's layers"

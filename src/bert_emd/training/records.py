@@ -16,10 +16,10 @@ from rich.table import Table
 
 from bert_emd.data import Examples, trivial_score
 from bert_emd.training.checked import CheckedConfig
-from bert_emd.training.config import RunConfig
 from bert_emd.training.effects import without_effect
 from bert_emd.training.inputs import RunData
 from bert_emd.training.resolve import with_sources_from_defaults
+from bert_emd.training.shared import TrainFields
 
 __all__ = [
     "config_record",
@@ -39,7 +39,7 @@ _PACKAGES = ("bert-emd", "torch", "transformers", "accelerate", "datasets", "POT
 
 
 def run_record(
-    command: str, config: RunConfig, sources: Mapping[str, str] | None, data: Mapping[str, Examples], **more: Any
+    command: str, config: TrainFields, sources: Mapping[str, str] | None, data: Mapping[str, Examples], **more: Any
 ) -> dict[str, Any]:
     """Everything needed to run it again: configuration and where each value came from, versions, data, machine."""
     return {

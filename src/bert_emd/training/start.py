@@ -12,8 +12,9 @@ from bert_emd.errors import UserError
 from bert_emd.models import StudentShape, build_student, label_names, load_config
 from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.mapping import Shape, make_mapping, shape_of
+from bert_emd.training.shared import MatchingFields
 
-__all__ = ["check_start", "make_student", "recorded_encoder", "start_of"]
+__all__ = ["asked_for", "check_start", "make_student", "recorded_encoder", "start_of"]
 
 
 def check_start(config: DistillConfig, teacher: Any, student: Any, student_name: str | None) -> str | None:
@@ -36,7 +37,7 @@ def check_start(config: DistillConfig, teacher: Any, student: Any, student_name:
         named = student if isinstance(student, PreTrainedModel) else student_name
         shape = shape_of(_config_of(named, "the student", config.cache_dir))
     else:
-        shape = _asked_for(config, big)
+        shape = asked_for(config, big)
     # A student that is too deep has an error of its own.
     if shape.layers <= big.num_hidden_layers:
         make_mapping(config, shape, shape_of(big))
@@ -53,7 +54,8 @@ def _config_of(model: Any, what: str, cache_dir: str | None) -> PretrainedConfig
     return model.config if isinstance(model, PreTrainedModel) else load_config(str(model), what, cache_dir=cache_dir)
 
 
-def _asked_for(config: DistillConfig, teacher: PretrainedConfig) -> Shape:
+def asked_for(config: MatchingFields, teacher: PretrainedConfig) -> Shape:
+    """The shape of a student that is built from this teacher."""
     like = shape_of(teacher)
     layers = len(config.student_layer_ids) if config.student_layer_ids is not None else config.student_layers
     return Shape(

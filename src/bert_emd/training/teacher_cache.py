@@ -285,11 +285,11 @@ def _boot() -> str:
         return f"unknown-{os.getpid()}"
 
 
-def default_directory(cache_dir: str | None) -> Path:
-    """Where caches lie unless the user says otherwise."""
+def default_directory(cache_dir: str | None, name: str = "teacher-outputs") -> Path:
+    """Where caches of a kind lie unless the user says otherwise."""
     if cache_dir is not None:
-        return Path(cache_dir) / "teacher-outputs"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert-emd" / "teacher-outputs"
+        return Path(cache_dir) / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert-emd" / name
 
 
 def open_cache(

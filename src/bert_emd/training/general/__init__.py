@@ -1,0 +1,1 @@
+"""General distillation: a pre-trained encoder's student, from plain text."""
