@@ -19,10 +19,11 @@ from bert_emd.errors import UserError
 from bert_emd.processes import first_process
 
 if TYPE_CHECKING:
+    from bert_emd.training.checked import CheckedConfig
     from bert_emd.training.config import DataConfig, EvaluateConfig
     from bert_emd.training.resolve import Resolved
 
-    ConfigT = TypeVar("ConfigT", bound=DataConfig)
+    ConfigT = TypeVar("ConfigT", bound=CheckedConfig)
 
 __all__ = ["Interrupted", "evaluate_and_show", "interruptible", "predict_and_show", "require", "resolve_args"]
 
@@ -71,7 +72,7 @@ def resolve_args(cls: type[ConfigT], args: argparse.Namespace) -> Resolved[Confi
     return resolved
 
 
-def require(config: DataConfig, *names: str, data: tuple[str, ...] = ()) -> None:
+def require(config: CheckedConfig, *names: str, data: tuple[str, ...] = ()) -> None:
     """Raise `UserError` for the first of the named fields that is not set, or where none of ``data`` is."""
     fields = {f.name: f for f in dataclasses.fields(config)}
     for name in names:

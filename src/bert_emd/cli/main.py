@@ -14,7 +14,7 @@ from bert_emd.errors import UserError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("quickstart", "finetune", "distill", "evaluate", "predict", "compare", "sweep")
+COMMANDS = ("quickstart", "finetune", "distill", "evaluate", "predict", "compare", "sweep", "augment")
 DONE, FAULT, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import numpy as np
 from bert_emd.data.examples import Examples
 from bert_emd.errors import UserError
 
-__all__ = ["Augmented", "without_sources"]
+__all__ = ["Augmented", "row_key", "without_sources"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,13 @@ def without_sources(augmented: Examples, source: Examples, held: Examples) -> Au
         held=int(stems.sum()),
         unclear=int(((among > 0) & ~stems).sum()),
     )
+
+
+def row_key(text: str, pair: str | None = None) -> bytes:
+    """Eight bytes that are equal for rows which `without_sources` takes for the same."""
+    texts = _plain(text) if pair is None else f"{_plain(text)}\0{_plain(pair)}"
+    # Text from JSON may hold half of a surrogate pair, which has no place in UTF-8.
+    return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 _Key = tuple[str, str | None]

@@ -21,7 +21,7 @@ from transformers import (
 from bert_emd.errors import UserError
 from bert_emd.models.quiet import quiet
 
-__all__ = ["LoadReport", "check_folder", "has_tokenizer", "load_classifier", "load_config", "load_tokenizer"]
+__all__ = ["LoadReport", "check_folder", "has_tokenizer", "load_classifier", "load_config", "load_tokenizer", "why"]
 
 _LOG = logging.getLogger("bert_emd")
 
@@ -98,7 +98,7 @@ def load_config(name_or_path: str, what: str, *, cache_dir: str | None = None, *
     except _LOAD_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{what} {name_or_path} cannot be read: {_why(error, name_or_path)}") from error
+        raise UserError(f"{what} {name_or_path} cannot be read: {why(error, name_or_path)}") from error
 
 
 def _bert_config(name_or_path: str, what: str, values: dict[str, Any]) -> PretrainedConfig:
@@ -132,7 +132,7 @@ def load_tokenizer(
             name_or_path, config=config, cache_dir=cache_dir, trust_remote_code=False, **options
         )
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} has no usable tokenizer: {_why(error, name_or_path)}") from error
+        raise UserError(f"{what} {name_or_path} has no usable tokenizer: {why(error, name_or_path)}") from error
     # Without its files Transformers makes a tokenizer that knows the special tokens alone and reads nothing else.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"{what} {name_or_path} has no vocabulary; save its tokenizer into the same folder")
@@ -173,7 +173,7 @@ def load_classifier(
                 ignore_mismatched_sizes=True,  # judged below, with a message that names them
             )
     except _LOAD_ERRORS as error:
-        raise UserError(f"{what} {name_or_path} cannot be loaded: {_why(error, name_or_path)}") from error
+        raise UserError(f"{what} {name_or_path} cannot be loaded: {why(error, name_or_path)}") from error
     mismatched = sorted(entry[0] for entry in info.get("mismatched_keys", ()))
     if bad := [name for name in mismatched if not (may_resize_head and _is_head(name))]:
         raise UserError(
@@ -189,7 +189,7 @@ def load_classifier(
     return model, report
 
 
-def _why(error: BaseException, name_or_path: str) -> str:
+def why(error: BaseException, name_or_path: str) -> str:
     """One line on what a loader raised, whatever it raised."""
     if isinstance(error, pickle.UnpicklingError):
         return "its weights file holds more than tensors and is not opened; take a model.safetensors"

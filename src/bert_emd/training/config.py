@@ -7,14 +7,12 @@ before anything is loaded.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS, CostRule, CostScale, StateLoss, layer_map_text
+from bert_emd.training.checked import CheckedConfig, opt
 from bert_emd.training.distill_checks import STUDENT_SHAPE, check_distillation, tinybert_switches
 from bert_emd.training.host import has_bf16
 
@@ -40,24 +38,17 @@ SelectOn = Literal["dev", "holdout"]
 
 DATA, STUDENT, METHOD, TRAINING, OUTPUT = "data", "student", "method", "training", "output"
 
-
-def opt(
-    default: Any, help: str, *, group: str, aliases: tuple[str, ...] = (), read: Callable[[Any], Any] | None = None
-) -> Any:
-    """A field with its line of documentation, its group in ``--help``, other names of its flag, and what brings a value
-    into the form that is kept where several are taken (it raises a ValueError that names the field)."""
-    metadata = {"help": help, "group": group, "aliases": aliases, "read": read}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+_CHOICES: dict[str, Any] = {
+    "StudentInit": StudentInit, "StudentFrom": StudentFrom, "Optimizer": Optimizer, "Scheduler": Scheduler,
+    "Schedule": Schedule, "CostRule": CostRule, "CostScale": CostScale, "StateLoss": StateLoss, "SelectOn": SelectOn,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(CheckedConfig):
     """Which data a command reads, and how it runs a model over it."""
 
-    CHOICES: ClassVar[dict[str, Any]] = {}
-    """What the names of a subclass's own choices stand for."""
+    COMMON_CHOICES: ClassVar[dict[str, Any]] = _CHOICES
 
     # fmt: off
     task_name: str | None = opt(None, "a GLUE task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI; without it your own files", group=DATA)
@@ -78,8 +69,7 @@ class DataConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
-        self._read()
-        self._check_types()
+        super().__post_init__()
         self._at_least(1, "eval_batch_size")
         self._at_least(3, "max_seq_length")
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
@@ -91,53 +81,6 @@ class DataConfig:
                     raise UserError(
                         f"task_name {self.task_name} and {name} exclude each other; name a task or your own files"
                     )
-
-    def _read(self) -> None:
-        for f in dataclasses.fields(self):
-            read, value = f.metadata.get("read"), getattr(self, f.name)
-            if read is not None and value is not None:
-                try:
-                    object.__setattr__(self, f.name, read(value))
-                except ValueError as error:
-                    raise UserError(str(error)) from error
-
-    def _check_types(self) -> None:
-        for f in dataclasses.fields(self):
-            value, wanted = getattr(self, f.name), str(f.type)
-            fine = (
-                (value is None and "None" in wanted)
-                or (wanted.startswith("tuple[") and _is_tuple_of(value, int if "int" in wanted else str))
-                or ("bool" in wanted and isinstance(value, bool))
-                or ("int" in wanted.split(" | ") and isinstance(value, int) and not isinstance(value, bool))
-                or ("float" in wanted.split(" | ") and isinstance(value, (int, float)) and not isinstance(value, bool))
-                or ("str" in wanted.split(" | ") and isinstance(value, str))
-                or (wanted.startswith("dict") and isinstance(value, dict))
-            )
-            known, named = _CHOICES | self.CHOICES, wanted.replace(" | None", "")
-            choices = get_args(known[named]) if named in known else None
-            if choices is not None:
-                if value not in choices and not (value is None and "None" in wanted):
-                    raise UserError(f"{f.name} must be one of {', '.join(choices)}, not {value!r}")
-            elif not fine:
-                raise UserError(f"{f.name} must be {wanted.replace(' | None', '')}, not {value!r}")
-
-    def _at_least(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= low):
-                raise UserError(f"{name} must be at least {low}, not {value}")
-
-    def _above_zero(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name} must be above 0, not {value}")
-
-    def _between(self, low: float, high: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not (low <= value <= high):
-                raise UserError(f"{name} must lie between {low} and {high}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,13 +308,3 @@ class DistillConfig(RunConfig):
 
 CLS_LEAVES_OUT = frozenset({"use_att", "use_rep", "use_embedding", "cost_scale", "count_padding"})
 """The options that have no part in PKD's loss."""
-
-
-def _is_tuple_of(value: Any, kind: type) -> bool:
-    return isinstance(value, tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
-
-
-_CHOICES: dict[str, Any] = {
-    "StudentInit": StudentInit, "StudentFrom": StudentFrom, "Optimizer": Optimizer, "Scheduler": Scheduler,
-    "Schedule": Schedule, "CostRule": CostRule, "CostScale": CostScale, "StateLoss": StateLoss, "SelectOn": SelectOn,
-}  # fmt: skip

@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bert_emd.data import Examples, trivial_score
+from bert_emd.training.checked import CheckedConfig
 from bert_emd.training.config import RunConfig
 from bert_emd.training.effects import without_effect
 from bert_emd.training.inputs import RunData
 from bert_emd.training.resolve import with_sources_from_defaults
 
 __all__ = [
+    "config_record",
     "head_of",
     "main_of",
     "per_split",
@@ -30,6 +32,7 @@ __all__ = [
     "score_rows",
     "selection_note",
     "trivial_of",
+    "versions",
 ]
 
 _PACKAGES = ("bert-emd", "torch", "transformers", "accelerate", "datasets", "POT", "numpy", "scikit-learn", "scipy")
@@ -40,12 +43,8 @@ def run_record(
 ) -> dict[str, Any]:
     """Everything needed to run it again: configuration and where each value came from, versions, data, machine."""
     return {
-        "command": command,
-        "command_line": sys.argv if sources is not None else None,
-        "config": dataclasses.asdict(config),
-        "sources": dict(sources if sources is not None else with_sources_from_defaults(config)),
-        "not_used": without_effect(config),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        **config_record(command, config, sources, without_effect(config)),
+        "versions": versions(),
         "machine": {
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
@@ -63,6 +62,24 @@ def run_record(
         },
         **more,
     }
+
+
+def config_record(
+    command: str, config: CheckedConfig, sources: Mapping[str, str] | None, not_used: Mapping[str, str]
+) -> dict[str, Any]:
+    """The configuration, where each value came from, and what had no effect."""
+    return {
+        "command": command,
+        "command_line": sys.argv if sources is not None else None,
+        "config": dataclasses.asdict(config),
+        "sources": dict(sources if sources is not None else with_sources_from_defaults(config)),
+        "not_used": dict(not_used),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Python's version and those of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from bert_emd.errors import UserError
+from bert_emd.training.checked import CheckedConfig
 from bert_emd.training.config import DataConfig, DistillConfig, FinetuneConfig, RunConfig
 from bert_emd.training.distill_checks import tinybert_switches
 from bert_emd.training.effects import without_effect
@@ -19,7 +20,7 @@ from bert_emd.training.values import convert, nearest, show
 
 __all__ = ["Resolved", "field_types", "resolve", "spellings", "unknown_name", "with_sources_from_defaults"]
 
-ConfigT = TypeVar("ConfigT", bound=DataConfig)
+ConfigT = TypeVar("ConfigT", bound=CheckedConfig)
 
 FLAG, CONFIG, PRED_DISTILL, TINYBERT, DEFAULT = "flag", "config", "pred_distill", "tinybert", "default"
 _EXTRA = "trainer_args"
@@ -66,7 +67,12 @@ def resolve(
     preset = preset if preset is not None else file_preset
     layers = {FLAG: _typed(cls, flags, FLAG), CONFIG: _typed(cls, file, CONFIG, file_name)}
     user = {**layers[CONFIG], **layers[FLAG]}
-    preset_layer, notes = preset_values(cls, preset, user) if preset is not None else ({}, [])
+    preset_layer: dict[str, Any] = {}
+    notes: list[str] = []
+    if preset is not None:
+        if not issubclass(cls, DataConfig):
+            raise UserError(f"preset {preset} sets options of training; leave it out here")
+        preset_layer, notes = preset_values(cls, preset, user)
     if user.get("pred_distill"):
         # The reference's prediction stage has warm-up and decay whatever the intermediate one has.
         layers[PRED_DISTILL] = {"lr_scheduler": "linear"}
@@ -94,7 +100,7 @@ def resolve(
         # These names count the rows of one forward, ours those of a step.
         values["train_batch_size"] *= values.get("gradient_accumulation_steps", 1)
     config = cls(**values)
-    unused = without_effect(config) if isinstance(config, RunConfig) else {}
+    unused = without_effect(config) if isinstance(config, RunConfig) else config.without_effect()
     warnings = [
         f"{name} {show(getattr(config, name))} has no effect: {reason}"
         for name, reason in unused.items()
@@ -103,7 +109,7 @@ def resolve(
     return Resolved(config, sources, trainer_sources, unused, notes, warnings)
 
 
-def with_sources_from_defaults(config: DataConfig) -> dict[str, str]:
+def with_sources_from_defaults(config: CheckedConfig) -> dict[str, str]:
     """Return the sources of a configuration made in Python: ``python`` where a field differs from its default."""
     # Some defaults are seen from the machine.
     default = type(config)()
@@ -111,7 +117,7 @@ def with_sources_from_defaults(config: DataConfig) -> dict[str, str]:
     return {name: DEFAULT if unchanged else "python" for name, unchanged in same.items()}
 
 
-def spellings(cls: type[DataConfig]) -> dict[str, str]:
+def spellings(cls: type[CheckedConfig]) -> dict[str, str]:
     """Return every name under which a field may be set, the fields' own and the other ones, with the field's."""
     names = {f.name: f.name for f in dataclasses.fields(cls)}
     for f in dataclasses.fields(cls):
@@ -119,13 +125,13 @@ def spellings(cls: type[DataConfig]) -> dict[str, str]:
     return names
 
 
-def field_types(cls: type[DataConfig]) -> Mapping[str, Any]:
+def field_types(cls: type[CheckedConfig]) -> Mapping[str, Any]:
     """Return the declared type of each field."""
     return typing.get_type_hints(cls)
 
 
 def unknown_name(
-    cls: type[DataConfig], name: str, *, prefix: str = "", suffix: str = "", also: Iterable[str] = ()
+    cls: type[CheckedConfig], name: str, *, prefix: str = "", suffix: str = "", also: Iterable[str] = ()
 ) -> UserError:
     """Return the error for a name that is no field of ``cls``: why it is refused, or the nearest right name."""
     if name in REFUSED:
@@ -144,7 +150,7 @@ def unknown_name(
 
 
 def _typed(
-    cls: type[DataConfig], given: Mapping[str, Any], source: str, file_name: str | None = None
+    cls: type[CheckedConfig], given: Mapping[str, Any], source: str, file_name: str | None = None
 ) -> dict[str, Any]:
     """The given values under the fields' own names and in their types; the engine's fields below ``trainer_args``."""
     names, types = spellings(cls), field_types(cls)
