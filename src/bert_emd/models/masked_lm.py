@@ -33,6 +33,8 @@ MlmInput = Literal["pair", "alone"]
 # A batch's padded tokens and rows. Constants, not options: what a word's candidates are must not depend on them, and in
 # bfloat16 it would.
 _TOKENS, _ROWS = 4096, 128
+# More characters a token than any text of words has; what lies behind is not tokenised.
+_CHARACTERS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +48,17 @@ class Encoder:
     """Whether the model is a masked language model, all of whose head came from the checkpoint."""
 
     def fingerprint(self) -> str:
-        """Return a sha256 over configuration, vocabulary and weights."""
-        values = {
-            k: v for k, v in self.model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
-        }
+        """Return a sha256 over all that candidates depend on: tokenizer, and embeddings or the whole model."""
+        values = self.model.config.to_dict() if self.has_head else {}
+        for name in ("_name_or_path", "transformers_version"):
+            values.pop(name, None)
         digest = hashlib.sha256(json.dumps([values, self.vocabulary.tokens], default=str, sort_keys=True).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        # Without a head only the embeddings are looked at; a pooler that the checkpoint lacks is random each time.
+        tensors = self.model.state_dict() if self.has_head else {"": self.model.get_input_embeddings().weight.detach()}
+        for name, tensor in sorted(tensors.items()):
             digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def word_vectors(self) -> np.ndarray:
@@ -211,11 +216,16 @@ class MaskedWords:
         """The texts' first tokens, as text."""
         if not texts:
             return []
+        most = self.limit * _CHARACTERS
         coded = self.tokenizer(
-            list(texts), add_special_tokens=False, truncation=True, max_length=self.limit, return_offsets_mapping=True
+            [text[:most] for text in texts],
+            add_special_tokens=False,
+            truncation=True,
+            max_length=self.limit,
+            return_offsets_mapping=True,
         )
         return [
-            text if len(offsets) < self.limit else text[: offsets[-1][1]]
+            text[:most] if len(offsets) < self.limit else text[: offsets[-1][1]]
             for text, offsets in zip(texts, coded["offset_mapping"], strict=True)
         ]
 

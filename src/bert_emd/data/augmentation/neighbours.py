@@ -17,6 +17,8 @@ __all__ = ["WordTable", "read_glove"]
 _HELD = 1 << 24
 # How far float32 similarities may be off, so that what may belong to the nearest is looked at again in float64.
 _SLACK = 1e-5
+# Bytes of a line: far more than any embedding takes.
+_LONGEST = 1 << 20
 
 
 class WordTable:
@@ -110,7 +112,9 @@ def read_glove(path: str | Path, keep: Callable[[str], bool], most: int) -> Word
     rows = 0
     try:
         with path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), start=1):
+                if len(raw) > _LONGEST:
+                    raise UserError(f"glove_embs {path}:{number}: a line of megabytes; name a GloVe text file")
                 if most and rows == most:
                     break
                 fields = _fields(raw, path, number)

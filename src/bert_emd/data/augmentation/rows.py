@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from bert_emd.data.augmented import row_key
+from bert_emd.data.augmented import augmented_path, row_key
 from bert_emd.data.examples import Examples
 from bert_emd.data.files import choose_label_column, choose_text_columns, texts_of
 from bert_emd.data.glue import find_tsv, load_glue
@@ -128,7 +128,7 @@ def own_rows(
     columns = choose_text_columns(table, text_columns)
     texts = list(zip(*(texts_of(table, name) for name in columns), strict=True))
     _check_encodable(table, texts)
-    label = choose_label_column(table, label_column, needs_labels=not labels or label_column is not None)
+    label = choose_label_column(table, label_column, needs_labels=label_column is not None)
     if label in columns:
         raise UserError(f"{table.source}: column {label!r} is given as text and as label: mend --text_columns")
     left_out = None if labels else label
@@ -151,7 +151,7 @@ def own_rows(
         header = row_format.fields_line([name for name in names if name != left_out])
     return SourceRows(
         source=str(path), format=row_format, header=header, texts=texts, records=records, read=(path,),
-        beside=path.with_name(f"{path.stem}_aug{path.suffix}"),
+        beside=augmented_path(path),
     )  # fmt: skip
 
 
