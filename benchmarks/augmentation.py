@@ -155,7 +155,7 @@ def augmentation(repeats: int, *, quick: bool = False) -> dict[str, Any]:
     """Sentences a second of each side, on the same sentences and candidates' sources, taking turns."""
     found: dict[str, Any] = {"N": _N, "M": _M, "p": _P, "models": []}
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer, words, texts = made_up(Path(folder), 64)
+        tokenizer, words, texts = made_up(Path(folder), 32)
         chance = np.random.default_rng(1)
         vectors = chance.normal(size=(len(words), _GLOVE_WIDTH))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -368,6 +368,7 @@ def test_rows_of_the_hubs_form_become_the_official_file(tmp_path):
         ("a.jsonl", '{"text": "red"}\n{"text": 3}\n', r"a\.jsonl:2: column 'text' holds 3"),
         ("a.jsonl", '{"text": "half \\ud800"}\n', r"a\.jsonl:1: a text holds half of a surrogate pair"),
         ("a.csv", b"text\n\xff\xfe\n", r"a\.csv:2: not UTF-8"),
+        ("a.csv", "text\n" + "red " * 50_000 + "\n", r"a\.csv:2: a field of more than 131,072 characters: .*\.jsonl"),
         ("a.txt", "red\n", r"its name should end in"),
         ("a.csv", "words,label\nred,1\n", "which column holds the text"),
     ],
