@@ -169,7 +169,7 @@ def test_the_same_bytes_with_workers_and_after_a_crash(
 
 def test_a_killed_process_is_gone_on_with(masked: str, tmp_path: Path) -> None:
     chance = random.Random(2)
-    train = write_csv(tmp_path / "train.csv", [(sentence(chance) + f" no. {i}", "a") for i in range(3000)])
+    train = write_csv(tmp_path / "train.csv", [(sentence(chance) + f" no. {i}", "a") for i in range(2000)])
     options = {"train_file": train, "model_name_or_path": masked, "N": "3", "max_seq_length": "30"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "bert_emd.cli", "augment", *words]
@@ -180,10 +180,6 @@ def test_a_killed_process_is_gone_on_with(masked: str, tmp_path: Path) -> None:
         if state.is_file() and json.loads(state.read_text())["progress"]["rows"] > 0:
             break
         time.sleep(0.01)
-    os.kill(started.pid, signal.SIGSTOP)  # so that it is still at work, however slowly the second one begins
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 2
-    assert "another process is writing" in second.stderr
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
     assert not (tmp_path / "train_aug.csv").exists()
@@ -196,6 +192,37 @@ def test_a_killed_process_is_gone_on_with(masked: str, tmp_path: Path) -> None:
         )
     )
     assert (tmp_path / "train_aug.csv").read_bytes() == again.path.read_bytes()
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    one, two = (ResumableFile(tmp_path / "a.csv", {"seed": 1}) for _ in range(2))
+    with one.open(start_anew=False):
+        one.append("first\n", {"rows": 1})
+        with pytest.raises(UserError, match="another process is writing"), two.open(start_anew=True):
+            pass
+        one.append("second\n", {"rows": 2})
+        one.finish()
+    assert (tmp_path / "a.csv").read_text() == "first\nsecond\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_file_that_another_process_finishes_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    one, two = (ResumableFile(tmp_path / "a.csv", {"seed": 1}) for _ in range(2))
+    lock = ResumableFile._lock
+
+    def late(file: ResumableFile) -> None:
+        if file is two:  # it has opened the file, and before it asks for the lock the first one ends
+            one.append("all of it\n", {"rows": 1})
+            one.finish()
+            one._handle.close()
+        lock(file)
+
+    monkeypatch.setattr(ResumableFile, "_lock", late)
+    with one.open(start_anew=False), pytest.raises(UserError, match="another process is writing"):
+        with two.open(start_anew=False):
+            pass
+    assert (tmp_path / "a.csv").read_text() == "all of it\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_an_earlier_file_is_replaced_only_when_asked_and_only_if_it_is_ours(

@@ -49,13 +49,15 @@ class ResumableFile:
             raise UserError(f"{self.target} cannot be written: {error.strerror}; name another --output_file") from error
         try:
             self._lock()
-            kept = self._kept(start_anew=start_anew)
-            self._handle.truncate(kept)
-            self._handle.seek(kept)
-            yield
+            try:
+                kept = self._kept(start_anew=start_anew)
+                self._handle.truncate(kept)
+                self._handle.seek(kept)
+                yield
+            finally:
+                if self.partial.exists() and not self.state.exists():
+                    self.partial.unlink()  # nothing was kept
         finally:
-            if self.partial.exists() and not self.state.exists():
-                self.partial.unlink()  # nothing was kept
             self._handle.close()
             self._handle = None
 
@@ -65,10 +67,14 @@ class ResumableFile:
             import fcntl
         except ImportError:  # no such locks on this system
             return
+        taken = f"another process is writing {self.target}; wait for it, or name another file"
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is writing {self.target}; wait for it, or name another file") from None
+            raise UserError(taken) from None
+        # The other one may have ended since the file was opened, and given it its name: then it is not ours to change.
+        if not self.partial.exists() or not os.path.samestat(os.fstat(self._handle.fileno()), self.partial.stat()):
+            raise UserError(taken)
 
     def _kept(self, *, start_anew: bool) -> int:
         """How many bytes of the partial file are good."""
