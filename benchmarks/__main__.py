@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--parts step,memory,epoch,solver,growth] [--out FOLDER]`."""
+"""`python -m benchmarks [--quick] [--parts step,memory,epoch,solver,growth,augment] [--out FOLDER]`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 
 from benchmarks import epoch as epoch_part
 from benchmarks import growth as growth_part
+from benchmarks.augmentation import augmentation
 from benchmarks.harness import CASES, machine
 from benchmarks.report import markdown
 from benchmarks.solver import solver
 from benchmarks.step import memory, times
 
-PARTS = ("step", "memory", "epoch", "solver", "growth")
+PARTS = ("step", "memory", "epoch", "solver", "growth", "augment")
 
 
 def main() -> None:
@@ -64,6 +65,8 @@ def main() -> None:
             result["lengths"] = "real MRPC training rows" if real else "drawn like MRPC's"
         elif part == "solver":
             result = solver()
+        elif part == "augment":
+            result = augmentation(repeats, quick=args.quick)
         else:
             result = growth_part.growth(repeats, quick=args.quick)
             growth_part.plot(result, str(out / "growth.png"))

@@ -16,6 +16,7 @@ def markdown(found: dict[str, Any]) -> str:
         "epoch": _epoch,
         "solver": _solver,
         "growth": _growth,
+        "augment": _augment,
     }
     sections = []
     for part, write in writers.items():
@@ -73,6 +74,13 @@ def _solver(result: list[dict[str, Any]]) -> str:
     return "## The plan: median microseconds\n\n" + _table(
         ["layers", "bert-emd", "padded problem", "largest difference in cost"], rows
     )
+
+
+def _augment(result: dict[str, Any]) -> str:
+    rows = [[entry["model"], side, _spread(value, 1e3, 1), f"{entry['times as fast'].get(side, 1):.1f}"]
+            for entry in result["models"] for side, value in entry["seconds a sentence"].items()]  # fmt: skip
+    head = f"## Augmentation: median milliseconds a sentence of 22 words, {result['N']} variants of each"
+    return head + "\n\n" + _table(["model", "", "milliseconds", "times as fast"], rows)
 
 
 def _growth(result: dict[str, list[dict[str, Any]]]) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bert_emd.studies.compare.study import CompareResult, compare
     from bert_emd.studies.sweep.config import SweepConfig
     from bert_emd.studies.sweep.search import SweepResult, sweep
+    from bert_emd.training.augment.config import AugmentConfig
+    from bert_emd.training.augment.job import AugmentResult, augment
     from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
     from bert_emd.training.convert import ConvertConfig, ConvertResult, convert
     from bert_emd.training.distill import DistillResult, distill
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from bert_emd.training.trainer import DistillTrainer
 
 __all__ = [
+    "AugmentConfig",
+    "AugmentResult",
     "CompareConfig",
     "CompareResult",
     "ConvertConfig",
@@ -50,6 +54,7 @@ __all__ = [
     "SweepResult",
     "UserError",
     "attention_distances",
+    "augment",
     "compare",
     "convert",
     "distill",
@@ -84,6 +89,8 @@ _HOMES = {
     "CompareConfig": "studies.compare.config",
     **dict.fromkeys(("CompareResult", "compare"), "studies.compare.study"),
     "SweepConfig": "studies.sweep.config",
+    "AugmentConfig": "training.augment.config",
+    **dict.fromkeys(("AugmentResult", "augment"), "training.augment.job"),
     **dict.fromkeys(("SweepResult", "sweep"), "studies.sweep.search"),
 }
 

@@ -7,10 +7,11 @@ import shlex
 
 import pytest
 
-from bert_emd.cli import distill, evaluate, finetune, predict, quickstart, sweep
+from bert_emd.cli import augment, distill, evaluate, finetune, predict, quickstart, sweep
 from bert_emd.cli.options import OptionParser
 from bert_emd.errors import UserError
 from bert_emd.studies.sweep.config import SweepConfig
+from bert_emd.training.augment.config import AugmentConfig
 from bert_emd.training.config import DistillConfig, EvaluateConfig, FinetuneConfig
 from bert_emd.training.resolve import resolve
 
@@ -36,6 +37,7 @@ COMMANDS = {
     "predict": (predict, EvaluateConfig),
     "quickstart": (quickstart, None),
     "sweep": (sweep, SweepConfig),
+    "augment": (augment, AugmentConfig),
 }
 
 
@@ -162,7 +164,7 @@ def test_help_lists_the_groups_and_every_own_flag(command):
     assert ("--preset NAME" in text) is trains
     assert ("--adam_beta1 X" in text) is trains
     assert ("teacher and student:" in text) is (command in ("distill", "sweep"))
-    assert ("method:" in text) is (command in ("distill", "sweep"))
+    assert ("method:" in text) is (command in ("distill", "sweep", "augment"))
     if trains:
         assert text.index("output:") < text.index("fields of transformers.TrainingArguments")
         assert "(default: 0.1)" in text

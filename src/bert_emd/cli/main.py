@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "quickstart", "finetune", "distill", "evaluate", "predict", "compare", "sweep", "download", "convert",
-    "general-distill",
+    "augment", "general-distill",
 )  # fmt: skip
 DONE, FAULT, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 

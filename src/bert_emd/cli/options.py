@@ -166,7 +166,7 @@ def _metavar(name: str, kind: Any) -> str:
     for member, shown in ((int, "N"), (float, "X")):
         if member in kinds:
             return shown
-    return "FOLDER" if name.endswith("_dir") else "FILE" if name.endswith("_file") else "NAME"
+    return "FOLDER" if name.endswith("_dir") else "FILE" if name.endswith(("_file", "_embs")) else "NAME"
 
 
 def _with_underscores(word: str) -> str:

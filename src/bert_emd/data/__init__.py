@@ -1,10 +1,11 @@
 """Data: the GLUE tasks, the user's own files, metrics, encoding and prediction files."""
 
-from bert_emd.data.augmented import Augmented, without_sources
+from bert_emd.data.augmented import Augmented, augmented_path, without_sources
 from bert_emd.data.encode import PaddingCollator, collator, encode
 from bert_emd.data.examples import Examples, relabel
 from bert_emd.data.files import from_dataset, load_file
 from bert_emd.data.glue import load_glue
+from bert_emd.data.glue_tsv import read_glue_tsv
 from bert_emd.data.labels import match_labels, normalise_label, order_labels
 from bert_emd.data.metrics import score, trivial_score
 from bert_emd.data.splits import holdout
@@ -18,6 +19,7 @@ __all__ = [
     "PaddingCollator",
     "Split",
     "Task",
+    "augmented_path",
     "collator",
     "custom_task",
     "encode",
@@ -29,6 +31,7 @@ __all__ = [
     "match_labels",
     "normalise_label",
     "order_labels",
+    "read_glue_tsv",
     "relabel",
     "score",
     "trivial_score",

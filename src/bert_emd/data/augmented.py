@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from bert_emd.data.examples import Examples
 from bert_emd.errors import UserError
 
-__all__ = ["Augmented", "without_sources"]
+__all__ = ["Augmented", "augmented_path", "row_key", "without_sources"]
+
+
+def augmented_path(train_file: Path) -> Path:
+    """Return where the augmented file of the user's own training file lies.
+
+    >>> augmented_path(Path("data/tickets.csv")).as_posix()
+    'data/tickets_aug.csv'
+    """
+    return train_file.with_name(f"{train_file.stem}_aug{train_file.suffix}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +58,8 @@ def without_sources(augmented: Examples, source: Examples, held: Examples) -> Au
     if not anchors or earliest is None:
         raise UserError(
             f"{augmented.source} does not hold the rows of {source.source} in order, each followed by its variants, "
-            "so those of the held-out rows cannot be left out; make it anew, or set --select_on dev"
+            "so those of the held-out rows cannot be left out; make it anew, or set --select_on dev "
+            "(of your own files, with a --validation_file)"
         )
     # The same from the end backwards; it exists because the one forwards does.
     count = len(augmented)
@@ -77,6 +89,13 @@ def without_sources(augmented: Examples, source: Examples, held: Examples) -> Au
         held=int(stems.sum()),
         unclear=int(((among > 0) & ~stems).sum()),
     )
+
+
+def row_key(text: str, pair: str | None = None) -> bytes:
+    """Eight bytes that are equal for rows which `without_sources` takes for the same."""
+    texts = _plain(text) if pair is None else f"{_plain(text)}\0{_plain(pair)}"
+    # Text from JSON may hold half of a surrogate pair, which has no place in UTF-8.
+    return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 _Key = tuple[str, str | None]

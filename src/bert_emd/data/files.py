@@ -16,7 +16,7 @@ from bert_emd.data.tasks import Task, custom_task
 from bert_emd.data.text import parse_number
 from bert_emd.errors import UserError
 
-__all__ = ["from_dataset", "load_file"]
+__all__ = ["choose_label_column", "choose_text_columns", "from_dataset", "load_file", "texts_of"]
 
 # Pairs come first: "question, sentence" must not be taken for a single "sentence".
 _TEXT_COLUMNS = (
@@ -88,11 +88,11 @@ def _examples(
 ) -> Examples:
     if regression and label_names is not None:
         raise UserError(f"label names ({listing(label_names)}) were given for a regression task: drop one of the two")
-    chosen = _choose_text_columns(table, text_columns)
-    column = _choose_label_column(table, label_column, needs_labels)
+    chosen = choose_text_columns(table, text_columns)
+    column = choose_label_column(table, label_column, needs_labels)
     if column in chosen:
         raise UserError(f"{table.source}: column {column!r} is given as text and as label: mend --text_columns")
-    texts = [_texts(table, name) for name in chosen]
+    texts = [texts_of(table, name) for name in chosen]
     task, labels = _labels(table, column, chosen, label_names, regression, needs_labels)
     return Examples(
         texts=texts[0],
@@ -104,7 +104,8 @@ def _examples(
     )
 
 
-def _choose_text_columns(table: Table, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def choose_text_columns(table: Table, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the one or two text columns: those named, or the first of the usual ones. Raises `UserError`."""
     if wanted is None:
         for guess in _TEXT_COLUMNS:
             found = [_column(table, name) for name in guess]
@@ -130,7 +131,9 @@ def _quoted(table: Table) -> str:
     return listing([repr(name) for name in table.columns])
 
 
-def _choose_label_column(table: Table, wanted: str | None, needs_labels: bool) -> str | None:
+def choose_label_column(table: Table, wanted: str | None, needs_labels: bool) -> str | None:
+    """Return the label column: the one named, or the first of the usual ones; None where there is none and none is
+    needed. Raises `UserError`."""
     if wanted is None:
         found = next((name for guess in _LABEL_COLUMNS if (name := _column(table, guess)) is not None), None)
     else:
@@ -151,7 +154,8 @@ def _column(table: Table, name: str) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def _texts(table: Table, name: str) -> list[str]:
+def texts_of(table: Table, name: str) -> list[str]:
+    """Return the texts of a column. Raises `UserError` naming the line of what is no text."""
     texts = table.columns[name]
     for row, text in enumerate(texts):
         if text is not None and not isinstance(text, str):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import datasets
+
 from bert_emd.data.examples import Examples
 from bert_emd.data.glue_tsv import read_glue_tsv
 from bert_emd.data.hub import HUB_ID, find_local_rows, from_hub_rows, load_hub_rows
 from bert_emd.data.labels import listing
-from bert_emd.data.tasks import Task, find_task, plain_name
+from bert_emd.data.tasks import Split, Task, find_task, plain_name
 from bert_emd.errors import UserError
 
-__all__ = ["load_glue"]
+__all__ = ["find_tsv", "load_glue"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -55,17 +57,35 @@ def load_glue(
         )
 
     folders = _candidate_folders(Path(data_dir), task)
-    for folder in folders:
-        path = folder / part.tsv
-        if path.is_file():
-            return read_glue_tsv(path, task, part, needs_labels=needs_labels)
-        local = find_local_rows(folder, part)
-        if local is not None:
-            return from_hub_rows(local, task, part, source=f"{folder} ({part.hub})", needs_labels=needs_labels)
+    found = _found(folders, part)
+    if isinstance(found, Path):
+        return read_glue_tsv(found, task, part, needs_labels=needs_labels)
+    if found is not None:
+        folder, local = found
+        return from_hub_rows(local, task, part, source=f"{folder} ({part.hub})", needs_labels=needs_labels)
     wanted = part.tsv if part.hub is None else f"{part.tsv} or {part.hub}-*.parquet"
     raise UserError(
         f"no {wanted} for {task.name}: looked in {listing(folders)}; give --data_dir, the GLUE folder or the task's own"
     )
+
+
+def find_tsv(task: Task, split: Split, data_dir: str | Path | None) -> Path | None:
+    """Return the official file that `load_glue` reads this split from; None where it reads another source."""
+    if data_dir is None or not Path(data_dir).is_dir():
+        return None
+    found = _found(_candidate_folders(Path(data_dir), task), split)
+    return found if isinstance(found, Path) else None
+
+
+def _found(folders: list[Path], split: Split) -> Path | tuple[Path, datasets.Dataset] | None:
+    """The split's official file, or a folder and its rows in the hub's layout, whichever comes first."""
+    for folder in folders:
+        if (folder / split.tsv).is_file():
+            return folder / split.tsv
+        local = find_local_rows(folder, split)
+        if local is not None:
+            return folder, local
+    return None
 
 
 def _candidate_folders(root: Path, task: Task) -> list[Path]:

@@ -110,6 +110,11 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 raise UserError(
                     f"{path}:{line}: a line ends in a carriage return alone: save it with the line ends of today"
                 ) from error
+            if "field limit" in str(error):
+                raise UserError(
+                    f"{path}:{line}: a field of more than {csv.field_size_limit():,} characters: close the quote that "
+                    "is left open, shorten the field, or save the data as .jsonl"
+                ) from error
             raise UserError(
                 f"{path}:{line}: not valid {path.suffix[1:].upper()} ({error}): a field that holds or begins with a "
                 "quote must be quoted, with its quotes doubled"

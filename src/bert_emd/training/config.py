@@ -165,7 +165,8 @@ class DistillConfig(RunConfig, MatchingFields):
     pkd: bool = opt(False, "the PKD baseline: mapping skip with the normalised [CLS] loss", group=METHOD)
     cache_teacher: bool = opt(False, "keep the teacher's outputs for these data on disk, in 16 bits: built in the first epoch, read in the later ones and by later runs", group=TRAINING)
     teacher_cache_dir: str | None = opt(None, "where they are kept (default: teacher-outputs in cache_dir, or in ~/.cache/bert-emd)", group=TRAINING)
-    aug_train: bool = opt(False, "train on the task's train_aug.tsv", group=DATA)
+    aug_train: bool = opt(False, "train on the augmented file beside the training data: the task's train_aug.tsv, or NAME_aug beside your train_file, as `bert-emd augment` writes them", group=DATA)
+    aug_file: str | None = opt(None, "train on this augmented file of the training data", group=DATA)
     do_eval: bool = opt(False, "only evaluate student_model on the validation data", group=TRAINING)
     do_predict: bool = opt(False, "only write student_model's predictions for the test data", group=TRAINING)
     # fmt: on
@@ -184,6 +185,11 @@ class DistillConfig(RunConfig, MatchingFields):
 
     def _check_together(self) -> None:
         check_distillation(self)
+
+    @property
+    def augmented(self) -> str | bool:
+        """The augmented file to train on; True is the one beside the training data."""
+        return self.aug_file or self.aug_train
 
     @property
     def effective_mapping(self) -> str:

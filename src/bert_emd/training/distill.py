@@ -129,7 +129,7 @@ def distill(
     names = label_names(big.config)
     data = load_run_data(
         config, train, validation, model_names=names, regression=names is None,
-        needs_labels=config.needs_labels(regression=names is None), augmented=config.aug_train,
+        needs_labels=config.needs_labels(regression=names is None), augmented=config.augmented,
     )  # fmt: skip
     assumed = align(data.validation, names).assumed
     data = data.map(lambda rows: align(rows, names).examples)

@@ -64,6 +64,8 @@ def _of_distillation(config: DistillConfig) -> dict[str, str]:
         found["use_emd"] = f"mapping is {mapping}"
     if config.has_effect("use_att") and not (config.use_att or config.use_rep):
         found["theta"] = "use_att and use_rep are false"
+    if config.aug_file is not None and config.aug_train:
+        found["aug_train"] = "aug_file names the file"
     if mapping == "none":
         for name in ("cache_teacher", "teacher_cache_dir", "alpha", "T", "reduce_T", "new_pred_loss"):
             found[name] = "there is no teacher in the loss"

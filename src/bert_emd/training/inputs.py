@@ -15,12 +15,14 @@ from bert_emd.data import (
     Augmented,
     Examples,
     Task,
+    augmented_path,
     find_task,
     from_dataset,
     holdout,
     load_file,
     load_glue,
     match_labels,
+    read_glue_tsv,
     relabel,
     without_sources,
 )
@@ -114,7 +116,7 @@ def load_run_data(
     model_names: Sequence[str] | None = None,
     regression: bool | None = None,
     needs_labels: bool = True,
-    augmented: bool = False,
+    augmented: str | bool = False,
 ) -> RunData:
     """Everything a run reads.
 
@@ -125,7 +127,7 @@ def load_run_data(
         model_names: the teacher's classes, to which the user's own labels are matched.
         regression: whether the model predicts a number; None takes it from the data.
         needs_labels: whether training uses labels.
-        augmented: train on the task's augmented file.
+        augmented: train on this augmented file of the training data; True is the one beside them.
 
     Raises:
         UserError: data that are missing or malformed.
@@ -136,8 +138,6 @@ def load_run_data(
                 f"task_name {config.task_name} names the data already; pass either it or train and validation"
             )
         return _glue(config, needs_labels=needs_labels, augmented=augmented)
-    if augmented:
-        raise UserError("aug_train reads a GLUE task's train_aug.tsv; for your own data put the rows into --train_file")
     names = config.label_names if config.label_names is not None else _real_names(model_names)
     kind = config.regression if config.regression is not None else regression
 
@@ -175,39 +175,77 @@ def load_run_data(
             one, two = ("one text column", "two")[:: 1 if rows.pairs is None else -1]
             raise UserError(f"{rows.source} has {one}, {other.source} {two}; name the same with --text_columns")
     given = held is not None
+    source = rows
     if held is None:
         rows, held = holdout(rows)
     split = "validation" if given else _TENTH
     if test is not None:
-        return RunData(
+        data = RunData(
             train=rows, validation=held, reported={"test": test},
             selected_on=split, reported_on="test", optimistic=False, held_out=not given,
         )  # fmt: skip
-    if config.select_on == "holdout":
+    elif config.select_on == "holdout":
         rows, chooser = holdout(rows)
-        return RunData(
+        data = RunData(
             train=rows, validation=chooser, reported={"validation": held},
             selected_on=_TENTH if given else _REST_TENTH, reported_on=split, optimistic=False, held_out=True,
         )  # fmt: skip
-    return RunData(
-        train=rows, validation=held, reported={"validation": held},
-        selected_on=split, reported_on=split, optimistic=True, held_out=not given,
-    )  # fmt: skip
+    else:
+        data = RunData(
+            train=rows, validation=held, reported={"validation": held},
+            selected_on=split, reported_on=split, optimistic=True, held_out=not given,
+        )  # fmt: skip
+    if not augmented:
+        return data
+    more = load(
+        _augmented_file(augmented, train if train is not None else config.train_file), "augmented", needs_labels
+    )
+    assert more is not None
+    return _on_augmented(data, more, source)
 
 
-def _glue(config: RunConfig, *, needs_labels: bool, augmented: bool) -> RunData:
+def _augmented_file(augmented: str | bool, train: Source) -> str | Path:
+    """The user's own augmented file."""
+    if isinstance(augmented, str):
+        return augmented
+    if not isinstance(train, (str, Path)):
+        raise UserError("aug_train looks beside a training file, and there is none; name the file with aug_file")
+    path = augmented_path(Path(train))
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}; make it with `bert-emd augment --train_file {train}`, or name one with --aug_file"
+        )
+    return path
+
+
+def _on_augmented(data: RunData, more: Examples, source: Examples) -> RunData:
+    """The same run trained on an augmented file, without what stems from rows that are held out."""
+    if (more.pairs is None) != (source.pairs is None):
+        raise UserError(f"{more.source} and {source.source} differ in their text columns; augment the same columns")
+    kept = set(data.train.indices)
+    positions = [k for k, index in enumerate(source.indices) if index not in kept]
+    if not positions:
+        return dataclasses.replace(data, train=more)
+    cleaned = without_sources(more, source, source.subset(positions))
+    return dataclasses.replace(data, train=cleaned.kept, augmented=cleaned)
+
+
+def _glue(config: RunConfig, *, needs_labels: bool, augmented: str | bool) -> RunData:
     assert config.task_name is not None
     task = find_task(config.task_name)
-    train = _split(config, task, "train_aug" if augmented else "train", needs_labels=needs_labels)
+    if isinstance(augmented, str):
+        train = read_glue_tsv(Path(augmented), task, task.split("train_aug"), needs_labels=needs_labels)
+    else:
+        train = _split(config, task, "train_aug" if augmented else "train", needs_labels=needs_labels)
     reported = validation_splits(config, None)
     if config.select_on == "holdout":
         source = _split(config, task, "train", needs_labels=needs_labels) if augmented else train
         kept, held = holdout(source)
-        cleaned = without_sources(train, source, held) if augmented else None
-        return RunData(
-            train=kept if cleaned is None else cleaned.kept, validation=held, reported=reported,
-            selected_on=_TENTH, reported_on="validation", optimistic=False, held_out=True, augmented=cleaned,
+        data = RunData(
+            train=kept, validation=held, reported=reported,
+            selected_on=_TENTH, reported_on="validation", optimistic=False, held_out=True,
         )  # fmt: skip
+        return _on_augmented(data, train, source) if augmented else data
     return RunData(
         train=train,
         validation=next(iter(reported.values())),

@@ -128,6 +128,7 @@ def files_read(config: RunConfig, train: object, validation: object, **models: o
         "training file": config.train_file if train is None else train,
         "validation file": config.validation_file if validation is None else validation,
         "test file": config.test_file,
+        "augmented file": getattr(config, "aug_file", None),
     } | {name: getattr(model, "name_or_path", model) for name, model in models.items()}
     return {name: value if isinstance(value, (str, Path)) and str(value) else None for name, value in read.items()}
 

@@ -187,7 +187,7 @@ def _task(
     needs_labels = not is_ready or any(c.needs_labels(regression=names is None) for c in configs)
     data = load_run_data(
         configs[0], None, None, model_names=names, regression=regression, needs_labels=needs_labels,
-        augmented=any(c.aug_train for c in configs),
+        augmented=next((c.augmented for c in configs if c.augmented), False),
     )  # fmt: skip
     prints = {
         "training rows": data.train.fingerprint(),

@@ -154,7 +154,7 @@ def check_models_and_data(config: SweepConfig, space: Space) -> RunData:
     base = config.trial(next(_combinations(space)))
     return load_run_data(
         base, None, None, model_names=names, regression=names is None,
-        needs_labels=base.needs_labels(regression=names is None), augmented=base.aug_train,
+        needs_labels=base.needs_labels(regression=names is None), augmented=base.augmented,
     )  # fmt: skip
 
 
