@@ -44,6 +44,7 @@ __all__ = [
     "FinetuneConfig",
     "RunConfig",
     "SelectOn",
+    "StudentFrom",
     "StudentInit",
     "opt",
 ]
