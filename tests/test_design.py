@@ -112,7 +112,7 @@ def test_every_module_says_what_it_is_for_and_exports_what_exists(path: Path) ->
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
     defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    for node in tree.body:
+    for node in [*tree.body, *(inner for block in tree.body if isinstance(block, ast.With) for inner in block.body)]:
         if isinstance(node, ast.Assign):
             defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -373,8 +373,8 @@ def test_the_quickstart_without_its_encoder_names_the_extra(stages, monkeypatch,
 def test_every_command_is_a_module_of_the_same_shape():
     folder = Path(bert_emd.cli.__file__).parent
     for name in COMMANDS:
-        module = __import__(f"bert_emd.cli.{name}", fromlist=["run"])
-        assert (folder / f"{name}.py").is_file()
+        module = __import__(f"bert_emd.cli.{name.replace('-', '_')}", fromlist=["run"])
+        assert (folder / f"{name.replace('-', '_')}.py").is_file()
         assert module.HELP
         assert module.USAGE.startswith("%(prog)s ")
         assert callable(module.add_arguments)

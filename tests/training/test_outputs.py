@@ -150,7 +150,7 @@ def test_every_input_is_watched_wherever_it_was_named() -> None:
     found = files_read(config, None, None, teacher=Model(), student="student")
     assert found == {
         "data": "glue", "training file": "a.csv", "validation file": "b.csv", "test file": "c.csv",
-        "teacher": "models/mine", "student": "student",
+        "augmented file": None, "teacher": "models/mine", "student": "student",
     }  # fmt: skip
     Model.name_or_path = ""
     found = files_read(config, Path("d.csv"), object(), teacher=Model(), student=None)

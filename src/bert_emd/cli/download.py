@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from bert_emd.cli.download_config import DownloadConfig
     from bert_emd.transfer import masked
 
-    resolved = resolve_args(DownloadConfig, args)  # type: ignore[type-var]
+    resolved = resolve_args(DownloadConfig, args)
     config = resolved.config
     shown = dataclasses.replace(config, mirror=masked(config.mirror)) if config.mirror else config
     show_resolved(dataclasses.replace(resolved, config=shown))

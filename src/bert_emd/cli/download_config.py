@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 from bert_emd.errors import UserError
-from bert_emd.training.config import opt
+from bert_emd.training.checked import CheckedConfig, opt
 from bert_emd.transfer import Retry, is_local, mirror_folder
 
 __all__ = ["DownloadConfig"]
@@ -17,10 +16,8 @@ DATA, OUTPUT = "data", "output"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadConfig:
+class DownloadConfig(CheckedConfig):
     """`bert-emd download`: what to fetch, from where, and to which folders."""
-
-    CHOICES: ClassVar[dict[str, Any]] = {}
 
     # fmt: off
     tasks: tuple[str, ...] | None = opt(None, "tasks of GLUE, separated by commas, or all (default: all where --data_dir is given): CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, and AX, the diagnostic set", group=DATA, aliases=("task_name",))
@@ -35,10 +32,10 @@ class DownloadConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tasks is None and self.data_dir is not None:
             object.__setattr__(self, "tasks", _ALL)
-        if self.retries < 1:
-            raise UserError(f"retries must be at least 1, not {self.retries}")
+        self._at_least(1, "retries")
         if self.tasks is None and self.models is None:
             raise UserError(
                 "nothing to fetch; name tasks of GLUE with --tasks (--tasks all: 376 MB), or models with --models"

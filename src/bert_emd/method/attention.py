@@ -101,7 +101,7 @@ def _backward_by_scores(
 ) -> None:
     """With A = QKᵀ/√d: dA_i = Σ_j g_ij (A_i - A_j), then dQ = dA K/√d and dK = dAᵀ Q/√d."""
     scores = pieces.scores([*student, *teacher], piece)
-    factors = torch.tensor([[layer.factor * pieces.unit] for layer in student]).to(weights_MN)
+    factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for layer in student])
     mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(scores.dtype)
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
     grad_scores = pieces.space("grad", (len(student), *scores.shape[1:]))

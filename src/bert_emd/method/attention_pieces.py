@@ -257,16 +257,16 @@ class Pieces:
     def scores(self, layers: Sequence[Layer], piece: Piece) -> Tensor:
         """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece."""
         found = self.space("scores", (len(layers), self._matrices(piece), piece.length, piece.length))
-        rooms: dict[int, tuple[Tensor, Tensor]] = {}
+        rooms: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         with self.exact():
             for scores, layer in zip(found.unbind(0), layers, strict=True):
-                width = layer.query.tensor.shape[3]
-                if width not in rooms:
-                    names = f"query {width}", f"key {width}"
-                    rooms[width] = self.room(names[0], layer.query, piece), self.room(names[1], layer.key, piece)
+                shape = layer.query.tensor.shape[1], layer.query.tensor.shape[3]
+                if shape not in rooms:
+                    names = f"query {shape}", f"key {shape}"
+                    rooms[shape] = self.room(names[0], layer.query, piece), self.room(names[1], layer.key, piece)
                 query, key = (
                     self.take(side, piece, room)
-                    for side, room in zip((layer.query, layer.key), rooms[width], strict=True)
+                    for side, room in zip((layer.query, layer.key), rooms[shape], strict=True)
                 )
                 if layer.factor == self.unit:
                     torch.bmm(query, key.transpose(1, 2), out=scores)
