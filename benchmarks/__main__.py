@@ -50,11 +50,20 @@ def main() -> None:
     repeats = 2 if args.quick else args.repeats
     file = out / "results.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def save(part: str, result: Any) -> None:
+        found[part] = {"machine": machine(args.threads), "result": result}
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out / "results.md").write_text(markdown(found), encoding="utf-8")
+
     for part in parts:
         print(part, file=sys.stderr, flush=True)
         result: Any
         if part == "step":
-            result = times(cases, repeats)
+            result = []
+            for case in cases:
+                result += times([case], repeats)
+                save(part, result)
         elif part == "memory":
             result = memory(cases if args.quick else args.memory_cases.split(","))
         elif part == "epoch":
@@ -70,9 +79,7 @@ def main() -> None:
         else:
             result = growth_part.growth(repeats, quick=args.quick)
             growth_part.plot(result, str(out / "growth.png"))
-        found[part] = {"machine": machine(args.threads), "result": result}
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (out / "results.md").write_text(markdown(found), encoding="utf-8")
+        save(part, result)
     print(markdown(found))
     print(f"saved in {out}")
 
