@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import random
 import tempfile
 from collections.abc import Callable
@@ -135,6 +137,7 @@ def _ours(
     """Everything `bert-emd augment` does between reading and writing, with nothing kept from one call to the next."""
     masked = None
     if encoder is not None:
+        encoder = dataclasses.replace(encoder, model=copy.deepcopy(encoder.model))  # bfloat16 changes it
         masked = MaskedWords(encoder, count=_M, limit=128, allowed=may_replace, text_input=text_input, bf16=bf16)
     row_format = RowFormat(kind="csv", columns=("text",), positions=(0,))
     variants = Variants(format=row_format, count=_N, p=_P, seed=1)

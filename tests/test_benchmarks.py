@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_encoders import padded_batch, tiny
@@ -46,6 +47,43 @@ def test_the_reference_and_ours_have_the_same_loss_and_gradient() -> None:
         torch.testing.assert_close(
             torch.as_tensor(weights), torch.as_tensor(getattr(ours.mapping.cost_attention, name)), rtol=1e-4, atol=1e-6
         )
+
+
+def test_a_word_at_a_time_and_batches_have_the_same_candidates(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    from benchmarks.augmentation import WordAtATime, made_up
+    from bert_emd.data.augmentation import WordRules, WordTable, may_replace
+    from bert_emd.models.masked_lm import Encoder, MaskedWords
+    from bert_emd.models.vocabulary import Vocabulary
+    from bert_emd.training.augment.candidates import Candidates, Neighbours
+
+    tokenizer, words, texts = made_up(tmp_path, 3)
+    words = words[:4000]
+    vectors = np.random.default_rng(1).normal(size=(len(words), 20))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForMaskedLM(BertConfig(**sizes, initializer_range=0.3)).eval()
+    plain = WordAtATime(model, tokenizer, words, vectors)
+    encoder = Encoder(model=model, tokenizer=tokenizer, vocabulary=Vocabulary(tokenizer), has_head=True)
+    masked = MaskedWords(encoder, count=15, limit=128, allowed=may_replace)
+    neighbours = Neighbours(table=WordTable(words, vectors), count=15, least=-1.0)
+    found = Candidates(rules=WordRules(), neighbours=neighbours, masked=masked).of(texts)
+    looked_up = in_pieces = 0
+    for text in texts:
+        theirs = dict(zip(text.split(), plain.candidates(text, text.split()), strict=True))
+        for start, end, ours in found[text]:
+            word = text[start:end]
+            if len(tokenizer.tokenize(word)) > 1 and ours:
+                in_pieces += 1
+                assert list(ours) == theirs[word]
+            elif len(tokenizer.tokenize(word)) == 1:
+                looked_up += 1
+                # Theirs are the best tokens of all, of which signs and the word itself are no candidates of ours.
+                same = [token for token in theirs[word] if may_replace(token) and token != word]
+                assert list(ours[: len(same)]) == same
+    assert looked_up > 10
+    assert in_pieces > 0
 
 
 def test_the_command_saves_what_it_measured(tmp_path: Path) -> None:

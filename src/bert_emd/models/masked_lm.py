@@ -64,7 +64,7 @@ class Encoder:
     def word_vectors(self) -> np.ndarray:
         """The input embeddings, [vocabulary, width] float32."""
         weight: Tensor = self.model.get_input_embeddings().weight
-        return weight.detach().float().numpy()
+        return weight.detach().float().cpu().numpy()
 
 
 def load_encoder(name_or_path: str, what: str, *, head: bool | None, cache_dir: str | None = None) -> Encoder:
@@ -161,7 +161,7 @@ class MaskedWords:
         allowed: whether a word of the vocabulary may be a candidate.
         text_input: whether the text as it was is given too.
         device: where the model runs.
-        bf16: whether it runs under bfloat16 autocast.
+        bf16: whether the model is turned into bfloat16, which the encoder's own then is too.
     """
 
     def __init__(
@@ -169,9 +169,10 @@ class MaskedWords:
         text_input: MlmInput = "pair", device: torch.device | None = None, bf16: bool = False,
     ) -> None:  # fmt: skip
         self.device = device or torch.device("cpu")
-        self.model = encoder.model.to(self.device)
+        # All of it, not autocast: that would cast every weight anew for each batch.
+        self.model = encoder.model.to(self.device, torch.bfloat16 if bf16 else torch.float32)
         self.tokenizer, self.words = encoder.tokenizer, encoder.vocabulary.words
-        self.count, self.paired, self.bf16 = count, text_input == "pair", bf16
+        self.count, self.paired = count, text_input == "pair"
         self.limit = min(limit, _room(encoder, self.paired))
         permitted = [word is not None and allowed(word) for word in self.words]
         # Some models have more outputs than their tokenizer has tokens, to make a round number.
@@ -242,10 +243,7 @@ class MaskedWords:
         masks = torch.tensor([row.position for row in batch])
         inputs["input_ids"][torch.arange(len(batch)), masks] = self.tokenizer.mask_token_id
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        with (
-            _only_at(self.model, masks.to(self.device)),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
-        ):
+        with _only_at(self.model, masks.to(self.device)):
             scores: Tensor = self.model(**inputs).logits[:, 0].float()
         scores[:, self._barred[: scores.shape[1]]] = -torch.inf
         # The word itself and words that differ in case alone are left out afterwards.

@@ -40,6 +40,10 @@ class Neighbours:
     encoder: Encoder | None = None
     _known: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        # Taken now: the model may be turned into bfloat16 or moved afterwards.
+        self._vectors = None if self.encoder is None else self.encoder.word_vectors()
+
     def of(self, words: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the neighbours of each word, nearest first; never the word itself, nor a piece of it."""
         new = sorted({word for word in words if word not in self._known})
@@ -55,8 +59,8 @@ class Neighbours:
         for word, ids in zip(words, pieces, strict=True):
             out = {word.lower()}
             vector = self.table.vector(word)
-            if self.encoder is not None and ids:
-                vector = self.encoder.word_vectors()[ids].mean(0)
+            if self.encoder is not None and self._vectors is not None and ids:
+                vector = self._vectors[ids].mean(0)
                 own = (self.encoder.vocabulary.words[i] for i in ids)
                 out |= {part.lower() for part in own if part is not None}
             if vector is None or not vector.any():

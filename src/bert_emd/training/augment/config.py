@@ -40,7 +40,7 @@ class AugmentConfig(CheckedConfig):
     glove_words: int = opt(100_000, "read only so many lines of it, the most frequent words; 0 reads all", group=DATA)
     max_seq_length: int = opt(128, "only the first so many tokens of a text are looked at and replaced", group=DATA)
     no_cuda: bool = opt(False, "stay on the CPU even where there is a GPU", group=DATA, aliases=("use_cpu",))
-    bf16: bool | None = opt(None, "run the masked language model under bfloat16 autocast (default: where the machine is faster with it)", group=DATA)
+    bf16: bool | None = opt(None, "run the masked language model in bfloat16 (default: where the machine is faster with it)", group=DATA)
     workers: int = opt(1, "processes that draw and write out variants, beside the one that runs the model", group=DATA, aliases=("num_workers",))
 
     candidates: CandidateSource = opt("auto", "where candidates come from: mlm (words of one piece from the masked language model, the others from the nearest neighbours), embeddings (neighbours for all words), auto (mlm where the model has such a head)", group=METHOD)
