@@ -166,7 +166,7 @@ def _zip_members(
         for info in opened.infolist():
             limits.entry()
             # What was stored, not what `zipfile` made of it: that one cuts the name at a zero.
-            name = _safe_name(archive, info.orig_filename)
+            name = _safe_name(archive, info.orig_filename, wanted)
             mode = stat.S_IFMT(info.external_attr >> 16)
             if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_plain(archive, name, stat.S_ISLNK(mode))
@@ -201,7 +201,7 @@ def _tar_members(
         with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Header) as opened:
             while (member := opened.next()) is not None:
                 limits.entry()
-                name = _safe_name(archive, member.name)
+                name = _safe_name(archive, member.name, wanted)
                 if not (member.isreg() or member.isdir()) or member.issparse():
                     raise _not_plain(archive, name, member.islnk() or member.issym())
                 # Members that are not wanted count too: they have to be read to get past them.
@@ -265,7 +265,7 @@ class _Budgeted:
         return data
 
 
-def _safe_name(archive: Path, stored: str) -> str:
+def _safe_name(archive: Path, stored: str, wanted: Callable[[str], bool]) -> str:
     """The name of a member inside the folder, with ``/`` between its parts."""
     parts = [part for part in stored.split("/") if part not in ("", ".")]
     if (
@@ -273,11 +273,14 @@ def _safe_name(archive: Path, stored: str) -> str:
         or ".." in parts
         or "\\" in stored
         or re.match(r"[A-Za-z]:", stored)
-        or _CONTROL.search(stored)
         or any(len(part.encode("utf-8", "surrogateescape")) > _PART for part in parts)
     ):
         raise UserError(f"{archive} holds a member whose name leads out of its folder ({stored!r}); it is not unpacked")
-    return "/".join(parts)
+    name = "/".join(parts)
+    # Published archives hold leftovers of file managers such as "Icon\r"; nothing is wrong as long as they stay inside.
+    if _CONTROL.search(stored) and wanted(name):
+        raise UserError(f"{archive} holds a name with control characters ({stored!r}); it is not unpacked")
+    return name
 
 
 def _not_plain(archive: Path, name: str, link: bool) -> UserError:
