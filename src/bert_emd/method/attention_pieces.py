@@ -60,13 +60,17 @@ class Piece:
     rows: slice | tuple[int, ...]
     """Following each other, or (CPU) any."""
     heads: slice
-    length: int
+    lengths: tuple[int, ...]
+    """Of each row, the longest first: how many of its first positions are taken (elsewhere than on a CPU, all)."""
     products: bool = False
     """Whether d x d products cost less here than scores."""
     index: Tensor | None = None
     """The kept positions of a single row, where they are not simply the first ones."""
-    lengths: tuple[int, ...] = ()
-    """Of each row (CPU); they are the first positions."""
+
+    @property
+    def length(self) -> int:
+        """l, of the longest row."""
+        return self.lengths[0]
 
 
 class Pieces:
@@ -121,16 +125,16 @@ class Pieces:
         if not self.on_cpu:
             step = max(1, _PIECE["other"] // (self._layers * self.heads * self.length**2))
             for start in range(0, self.batch, step):
-                yield Piece(slice(start, min(start + step, self.batch)), slice(None), self.length)
+                stop = min(start + step, self.batch)
+                yield Piece(slice(start, stop), slice(0, self.heads), (self.length,) * (stop - start))
             return
         for rows in self._groups():
             lengths = tuple(self._lengths[row] for row in rows)
             length = lengths[0]
             if len(rows) > 1:
                 following = all(row == rows[0] + i for i, row in enumerate(rows))
-                yield Piece(
-                    slice(rows[0], rows[-1] + 1) if following else tuple(rows), slice(None), length, lengths=lengths
-                )
+                chosen = slice(rows[0], rows[-1] + 1) if following else tuple(rows)
+                yield Piece(chosen, slice(0, self.heads), lengths)
                 continue
             (row,) = rows
             index = None if self._starts_with_all(row) else self.kept[row].nonzero().squeeze(1)  # type: ignore[index]
@@ -141,7 +145,7 @@ class Pieces:
                 step = max(1, min(step, _PIECE["cpu"] // (self._layers * length**2)))
             for start in range(0, self.heads, step):
                 heads = slice(start, min(start + step, self.heads))
-                yield Piece(slice(row, row + 1), heads, length, products, index, lengths)
+                yield Piece(slice(row, row + 1), heads, lengths, products, index)
 
     def _groups(self) -> Iterator[list[int]]:
         """Rows of like length that are taken together, the longest first; rows with holes alone."""
@@ -193,6 +197,7 @@ class Pieces:
                 x = x.masked_fill(~self.kept[piece.rows, None, :, None], 0)
             return x.transpose(1, 2).flatten(2) if self.average else x.flatten(0, 1)
         if len(piece.lengths) > 1:
+            assert room is not None  # d x d products, which are taken without, have one row
             return self._together(side, piece, room)
         assert isinstance(piece.rows, slice)
         x = side.rows[piece.rows.start]
@@ -208,12 +213,10 @@ class Pieces:
             return x
         return x.to(self.dtype) if room is None else room.copy_(x)
 
-    def _together(self, side: Side, piece: Piece, room: Tensor | None) -> Tensor:
+    def _together(self, side: Side, piece: Piece, room: Tensor) -> Tensor:
         """Several rows, what is behind the shorter ones zeroed."""
         _, heads, _, width = side.tensor.shape
         count, length = len(piece.lengths), piece.length
-        if room is None:
-            room = torch.empty(count * heads * length * width, dtype=self.dtype)
         if self.average:
             out = room.view(count, length, heads, width).transpose(1, 2)
         else:
@@ -235,24 +238,24 @@ class Pieces:
         return self.space(name, (n, piece.length, width * (heads if self.average else 1)))
 
     def _matrices(self, piece: Piece) -> int:
-        heads = 1 if self.average else len(range(*piece.heads.indices(self.heads)))
-        rows = len(piece.lengths) if self.on_cpu else len(range(*piece.rows.indices(self.batch)))  # type: ignore[union-attr]
-        return rows * heads
+        return len(piece.lengths) * (1 if self.average else piece.heads.stop - piece.heads.start)
 
     def give(self, grad_BHLd: Tensor, values: Tensor, piece: Piece) -> None:
         """Write what belongs to `take`'s matrices to its place in a gradient."""
-        heads = slice(None) if self.average else piece.heads
-        target = grad_BHLd[piece.rows, heads] if isinstance(piece.rows, slice) else grad_BHLd
-        _, h, _, d = target.shape
-        b = len(piece.lengths) or len(target)
-        values = values.view(b, -1, h, d).transpose(1, 2) if self.average else values.view(b, h, -1, d)
+        b, (_, h, _, d) = len(piece.lengths), grad_BHLd.shape
+        heads = slice(0, h) if self.average else piece.heads
+        if self.average:
+            values = values.view(b, -1, h, d).transpose(1, 2)
+        else:
+            values = values.view(b, heads.stop - heads.start, -1, d)
+        values = values.to(grad_BHLd.dtype)
         if not isinstance(piece.rows, slice):
             for row, part in zip(piece.rows, values, strict=True):
-                grad_BHLd[row, :, : piece.length] = part.to(grad_BHLd.dtype)
+                grad_BHLd[row, :, : piece.length] = part
         elif piece.index is None:
-            target[:, :, : piece.length] = values.to(grad_BHLd.dtype)
+            grad_BHLd[piece.rows, heads, : piece.length] = values
         else:
-            target.index_copy_(2, piece.index, values.to(grad_BHLd.dtype))
+            grad_BHLd[piece.rows, heads].index_copy_(2, piece.index, values)
 
     def scores(self, layers: Sequence[Layer], piece: Piece) -> Tensor:
         """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece."""

@@ -103,9 +103,7 @@ class Distiller(nn.Module):
         self.student_tap.detach()
         if self.teacher_tap is not None:
             self.teacher_tap.detach()
-            if self._matrices is not None:
-                self._matrices.restore()
-                self._matrices = None
+            self._restore_precision()
             teacher, (training, wanted) = self.teacher_tap.model, self._teacher_was
             teacher.train(training)
             for parameter, requires_grad in zip(teacher.parameters(), wanted, strict=True):
@@ -210,7 +208,11 @@ class Distiller(nn.Module):
         wanted = torch.is_autocast_enabled(device)
         if wanted and self._matrices is None and self.teacher is not None:
             self._matrices = SixteenBitMatrices(self.teacher, torch.get_autocast_dtype(device))
-        elif not wanted and self._matrices is not None:
+        elif not wanted:
+            self._restore_precision()
+
+    def _restore_precision(self) -> None:
+        if self._matrices is not None:
             self._matrices.restore()
             self._matrices = None
 

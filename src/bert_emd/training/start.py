@@ -14,7 +14,15 @@ from bert_emd.training.config import STUDENT_SHAPE, DistillConfig
 from bert_emd.training.mapping import Shape, make_mapping, shape_of
 from bert_emd.training.shared import MatchingFields
 
-__all__ = ["asked_for", "check_start", "make_student", "recorded_encoder", "start_of"]
+__all__ = [
+    "asked_for",
+    "check_depth",
+    "check_start",
+    "make_student",
+    "recorded_encoder",
+    "shape_asked_for",
+    "start_of",
+]
 
 
 def check_start(config: DistillConfig, teacher: Any, student: Any, student_name: str | None) -> str | None:
@@ -103,12 +111,39 @@ def make_student(
     if isinstance(student, PreTrainedModel):
         if label_names(student.config) != label_names(teacher.config):
             raise UserError("the student's labels are not the teacher's; set its id2label to the teacher's first")
-        if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
-            raise UserError("the student is deeper than the teacher; take one with at most as many layers")
+        check_depth(student, teacher)
         return student.float(), "student: a model in memory, as it was passed"
+    built = build_student(
+        teacher,
+        shape_asked_for(config, student_name),
+        checkpoint=student_name,
+        fresh=config.no_pretrain,
+        pretrained=pretrained,
+        seed=config.seed,
+        cache_dir=config.cache_dir,
+    )
+    return built.model, built.origin
+
+
+def check_depth(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse a model in memory that is deeper than its teacher.
+
+    Raises:
+        UserError: it is.
+    """
+    if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
+        raise UserError("the student is deeper than the teacher; take one with at most as many layers")
+
+
+def shape_asked_for(config: MatchingFields, student_name: str | None) -> StudentShape:
+    """What the options say of a student that is made from the teacher.
+
+    Raises:
+        UserError: they say something although the student is a checkpoint.
+    """
     if student_name is not None and (given := [name for name in STUDENT_SHAPE if getattr(config, name) is not None]):
         raise UserError(f"the student {student_name} brings its own shape; leave {given[0]} out")
-    shape = StudentShape(
+    return StudentShape(
         layers=config.student_layers,
         layer_ids=config.student_layer_ids,
         init=config.student_init,
@@ -116,11 +151,6 @@ def make_student(
         num_attention_heads=config.student_num_attention_heads,
         intermediate_size=config.student_intermediate_size,
     )
-    built = build_student(
-        teacher, shape, checkpoint=student_name, fresh=config.no_pretrain, pretrained=pretrained, seed=config.seed,
-        cache_dir=config.cache_dir,
-    )  # fmt: skip
-    return built.model, built.origin
 
 
 def start_of(config: DistillConfig, student: Any, student_name: str | None) -> str:

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from bert_emd.data.corpus import TokenStore
 from bert_emd.errors import UserError
-from bert_emd.models import BuiltStudent, StudentShape, build_student, load_config, load_encoder
-from bert_emd.training.config import STUDENT_SHAPE
+from bert_emd.models import BuiltStudent, build_student, load_config, load_encoder
 from bert_emd.training.general.config import GeneralDistillConfig
 from bert_emd.training.mapping import make_mapping, shape_of
 from bert_emd.training.preflight import Preflight
-from bert_emd.training.start import asked_for
+from bert_emd.training.start import asked_for, check_depth, shape_asked_for
 
 __all__ = ["check_same_run", "check_shapes", "load_teacher", "make_encoder_student", "order_record"]
 
@@ -79,20 +78,10 @@ def make_encoder_student(config: GeneralDistillConfig, teacher: PreTrainedModel,
         UserError: a depth or layer that the teacher does not have, or a checkpoint that does not load.
     """
     if isinstance(student, PreTrainedModel):
-        if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
-            raise UserError("the student is deeper than the teacher; take one with at most as many layers")
+        check_depth(student, teacher)
         return BuiltStudent(model=student.base_model.float(), origin="student: a model in memory, as it was passed")
     name = str(student) if student is not None else None
-    if name is not None and (given := [field for field in STUDENT_SHAPE if getattr(config, field) is not None]):
-        raise UserError(f"the student {name} brings its own shape; leave {given[0]} out")
-    shape = StudentShape(
-        layers=config.student_layers,
-        layer_ids=config.student_layer_ids,
-        init=config.student_init,
-        hidden_size=config.student_hidden_size,
-        num_attention_heads=config.student_num_attention_heads,
-        intermediate_size=config.student_intermediate_size,
-    )
+    shape = shape_asked_for(config, name)
     fresh = name is not None and not (_has_weights(name) if config.continue_train is None else config.continue_train)
     return build_student(
         teacher, shape, checkpoint=name, fresh=fresh, seed=config.seed, cache_dir=config.cache_dir, head=False
