@@ -1,4 +1,4 @@
-# The whole developer interface. Each target sets up what it needs in .venv first; Python 3.10+ and make are enough.
+# The whole developer interface. Each target sets up what it needs in .venv first; Python 3.11+ and make are enough.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

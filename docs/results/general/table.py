@@ -13,7 +13,6 @@ TASKS = {"MRPC": "accuracy", "STS-B": "spearmanr"}
 ARMS = {
     "fresh": "fresh weights",
     "general": "after general distillation",
-    "general-long": "the same, as many steps as the next",
     "augmented": "after general distillation, with augmentation",
 }
 SEEDS = (1, 2, 3)
