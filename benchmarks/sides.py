@@ -33,10 +33,10 @@ def lower_bound(teacher: PreTrainedModel, student: PreTrainedModel, *, bf16: boo
     return step
 
 
-def distiller_of(teacher: PreTrainedModel, student: PreTrainedModel) -> Distiller:
-    """The package's own module with the earth mover's mapping, ready to train."""
+def distiller_of(teacher: PreTrainedModel, student: PreTrainedModel, mapping: str = "emd") -> Distiller:
+    """The package's own module, ready to train."""
     options = MappingOptions(num_student=student.config.num_hidden_layers, num_teacher=teacher.config.num_hidden_layers)
-    distiller = Distiller(student, teacher, build_mapping("emd", options), LossOptions())
+    distiller = Distiller(student, teacher, None if mapping == "kd" else build_mapping(mapping, options), LossOptions())
     distiller.attach()
     return distiller.train()
 

@@ -87,6 +87,35 @@ def test_values_too_large_for_16_bits_are_not_kept(tmp_path: Path) -> None:
     assert not cache.has([1])
 
 
+def test_what_the_teacher_made_in_bfloat16_is_kept_to_the_bit(tmp_path: Path) -> None:
+    batch = padded_batch((6, 4))
+    mask = batch["attention_mask"].bool()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, features = outputs_of(tiny("bert", layers=2), batch)
+    (query, key), value = features.attention[1], features.values[1]
+    assert query.dtype == key.dtype == value.dtype == torch.bfloat16
+    assert features.hidden[1].dtype == torch.float32
+    # bfloat16 reaches further than float16, and has fewer digits for what float16 would hold.
+    query[0, 0, 2, 1], key[1, 0, 0, 0] = 3e38, 1e-30
+    cache = cache_for(tmp_path, features, [6, 4])
+    cache.store([0, 1], mask, logits, features)
+    assert cache.has([0, 1])
+    _, found = cache.load([0, 1], mask)
+    for ours, truth in zip((*found.attention[1], found.values[1]), (query, key, value), strict=True):
+        assert torch.equal(ours.transpose(1, 2)[mask], truth.transpose(1, 2)[mask])
+    assert_same_where_kept(found.hidden[1], features.hidden[1], mask)
+
+
+def test_an_infinite_bfloat16_is_not_kept(tmp_path: Path) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, features = outputs_of(tiny("bert", layers=2), padded_batch((4, 4)))
+    features.attention[0][1][1, 0, 3, 0] = torch.inf
+    cache = cache_for(tmp_path, features, [4, 4])
+    cache.store([0, 1], torch.ones(2, 4), logits, features)
+    assert cache.has([0])
+    assert not cache.has([1])
+
+
 def test_logits_alone_take_no_room_for_features(tmp_path: Path) -> None:
     logits, features = outputs_of(tiny("bert"), padded_batch((4, 4)), Needs())
     cache = cache_for(tmp_path, features, [4, 4])
@@ -134,7 +163,7 @@ def test_a_cache_that_is_not_whole_is_made_anew(tmp_path: Path) -> None:
     logits, features = outputs_of(tiny("bert"), padded_batch((4, 4)))
     cache = cache_for(tmp_path, features, [4, 4])
     cache.store([0, 1], torch.ones(2, 4), logits, features)
-    with (cache.folder / "features.f16").open("r+b") as file:
+    with (cache.folder / "features.16").open("r+b") as file:
         file.truncate(10)
     again = cache_for(tmp_path, features, [4, 4])
     assert again.folder == cache.folder

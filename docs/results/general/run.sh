@@ -17,7 +17,7 @@ seeds=${SEEDS:-1 2 3}
 arms=${ARMS:-fresh general augmented}
 general_epochs=${GENERAL_EPOCHS:-4}
 general_lr=${GENERAL_LR:-5e-4}
-epochs=${EPOCHS:-10}
+epochs=${EPOCHS:-5}
 # All that matters is named here, so that a new default of the program leaves this study as it was.
 settings=(--mapping emd --alpha 0.5 --beta 0.3 --cost_scale relative --learning_rate 1.5e-4)
 shape=(--student_layers 4 --student_width 312 --student_heads 12 --student_intermediate 1200)

@@ -1,8 +1,9 @@
 """The teacher's outputs on disk: made once for a data set, precision and model, read by every later epoch and run.
 
 The outputs of an example do not depend on the epoch, nor (up to rounding) on the batch it is in. They are kept in 16
-bits, one block of tokens an example, in a file as large as all of them from the start, so that a full disk is seen
-before the run and not in its middle. Beside it lies one byte an example that says whether its block is there.
+bits (bfloat16 as it is, all else as float16), one block of tokens an example, in a file as large as all of them from
+the start, so that a full disk is seen before the run and not in its middle. Beside it lies one byte an example that
+says whether its block is there.
 
 A killed process loses nothing: the system keeps what was written to the files, and an example is marked only after its
 block. Only where the machine itself went down while a run was writing is everything made anew.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -34,8 +36,8 @@ from bert_emd.models import Tap
 __all__ = ["Block", "TeacherCache", "blocks_of", "data_key", "default_directory", "model_key", "open_cache"]
 
 _LOG = logging.getLogger("bert_emd")
-_FORMAT = 1
-_FEATURES, _LOGITS, _DONE, _META = "features.f16", "logits.f32", "done.u8", "meta.json"
+_FORMAT = 2
+_FEATURES, _LOGITS, _DONE, _META = "features.16", "logits.f32", "done.u8", "meta.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Block:
     start: int
     shape: tuple[int, ...]
     """[D], or [H, d] for queries, keys and values."""
+    dtype: torch.dtype = torch.float16
+    """How it is kept: bfloat16 where the teacher made bfloat16, so that nothing is rounded."""
 
     @property
     def stop(self) -> int:
@@ -59,7 +63,8 @@ def blocks_of(features: Features) -> list[Block]:
     found: list[Block] = []
     for kind, tensor in _tensors(features):
         shape = tuple(tensor.shape[2:]) if tensor.dim() == 3 else (tensor.shape[1], tensor.shape[3])
-        found.append(Block(kind=kind, start=found[-1].stop if found else 0, shape=shape))
+        dtype = tensor.dtype if tensor.dtype == torch.bfloat16 else torch.float16
+        found.append(Block(kind=kind, start=found[-1].stop if found else 0, shape=shape, dtype=dtype))
     return found
 
 
@@ -112,6 +117,7 @@ class TeacherCache:
     ) -> None:
         self.blocks = list(blocks)
         self._width = self.blocks[-1].stop if self.blocks else 0
+        self._spans = _spans(self.blocks)
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
         self._classes = classes
         rows = len(lengths)
@@ -119,7 +125,7 @@ class TeacherCache:
         self.sizes = {name: size for name, size in sizes.items() if size}
         self.bytes = sum(self.sizes.values())
         meta = {"format": _FORMAT, **key, "rows": rows, "tokens": int(self._starts[-1]), "classes": classes}
-        meta["blocks"] = [[b.kind, *b.shape] for b in self.blocks]
+        meta["blocks"] = [[b.kind, str(b.dtype), *b.shape] for b in self.blocks]
         self._meta = json.dumps(meta, indent=2, sort_keys=True)
         self.folder = directory / hashlib.sha256(self._meta.encode()).hexdigest()[:24]
         if not self._usable():
@@ -127,8 +133,8 @@ class TeacherCache:
         self._marker = self.folder / f"writing-{os.getpid()}"
         self._done = self._mapped(_DONE, np.uint8)
         self._logits = self._mapped(_LOGITS, np.float32).reshape(rows, classes)
-        self._features = self._mapped(_FEATURES, np.float16).reshape(-1, max(self._width, 1))
-        self._buffer = torch.empty(0, dtype=torch.float16)
+        self._features = self._mapped(_FEATURES, np.int16).reshape(-1, max(self._width, 1))
+        self._buffer = torch.empty(0, dtype=torch.int16)
         if self._machine_went_down():
             self._done[:] = 0
 
@@ -149,7 +155,7 @@ class TeacherCache:
         batch, length = mask.shape
         size = batch * length * self._width
         if len(self._buffer) < size:
-            self._buffer = torch.empty(size, dtype=torch.float16)
+            self._buffer = torch.empty(size, dtype=torch.int16)
         packed_BLR = self._buffer[:size].view(batch, length, self._width)
         if self._width:
             for place, row, keep in zip(packed_BLR, rows, _kept(mask), strict=True):
@@ -158,7 +164,7 @@ class TeacherCache:
         features = Features()
         parts: dict[str, list[Tensor]] = {}
         for block in self.blocks:
-            part = packed_BLR[..., block.start : block.stop]
+            part = packed_BLR[..., block.start : block.stop].view(block.dtype)
             if len(block.shape) == 2:
                 part = part.unflatten(2, block.shape).transpose(1, 2)  # type: ignore[no-untyped-call]
             parts.setdefault(block.kind, []).append(part)
@@ -183,9 +189,9 @@ class TeacherCache:
             if self._width:
                 place = self._of(row)
                 for block, tensor in zip(self.blocks, opened, strict=True):
-                    place[:, block.start : block.stop].unflatten(1, block.shape).copy_(tensor[i][keep])  # type: ignore[no-untyped-call]
-                # Both are undefined where any value is.
-                if not all(bool(end.isfinite()) for end in torch.aminmax(place)):
+                    part = place[:, block.start : block.stop].view(block.dtype)
+                    part.unflatten(1, block.shape).copy_(tensor[i][keep])  # type: ignore[no-untyped-call]
+                if not all(_finite(place[:, start:stop].view(dtype)) for dtype, start, stop in self._spans):
                     continue
             self._logits[row] = host_logits[i]
             self._done[row] = 1
@@ -261,6 +267,20 @@ class TeacherCache:
         )
 
 
+def _spans(blocks: Sequence[Block]) -> list[tuple[torch.dtype, int, int]]:
+    """Blocks of one kind of number that follow each other: the kind, the first column, the one behind the last."""
+    spans = []
+    for dtype, run in itertools.groupby(blocks, key=lambda block: block.dtype):
+        own = list(run)
+        spans.append((dtype, own[0].start, own[-1].stop))
+    return spans
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether every value is: both ends are undefined where any value is."""
+    return all(bool(end.isfinite()) for end in torch.aminmax(values))
+
+
 def _kept(mask: Tensor) -> list[Any]:
     """For each row its kept positions: a slice where they are the first ones."""
     host = mask.bool().cpu()
@@ -309,7 +329,9 @@ def open_cache(
     """
     model = tap.model
     device = next(model.parameters()).device
-    with torch.no_grad(), tap:
+    # As it will run: what it makes in bfloat16 is kept so.
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    with torch.no_grad(), tap, autocast:
         inputs = {k: v.to(device) for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
         outputs, features = tap(**inputs)
     key: dict[str, Any] = {"model": model_key(model, model.config), "data": data_key(rows), "precision": precision}
