@@ -17,7 +17,7 @@ seeds=${SEEDS:-1 2 3}
 arms=${ARMS:-fresh general augmented}
 general_epochs=${GENERAL_EPOCHS:-4}
 general_lr=${GENERAL_LR:-5e-4}
-epochs=${EPOCHS:-5}
+epochs=${EPOCHS:-3}
 # All that matters is named here, so that a new default of the program leaves this study as it was.
 settings=(--mapping emd --alpha 0.5 --beta 0.3 --cost_scale relative --learning_rate 1.5e-4)
 shape=(--student_layers 4 --student_width 312 --student_heads 12 --student_intermediate 1200)
@@ -55,7 +55,7 @@ if [ $# -gt 3 ]; then
         # shellcheck disable=SC2046
         timed "$task-teacher" "${cli[@]}" finetune --task_name "$task" --data_dir "$data/glue" \
             --model_name_or_path "$encoder" --output_dir "$folder" --num_train_epochs 5 --learning_rate 5e-5 --seed 42 \
-            $(again "$folder")
+            --select_on holdout $(again "$folder")
         rm -rf "$folder"/checkpoint-* "$folder/best" ;;
     augment)
         mkdir -p "$out/$task"
@@ -68,16 +68,17 @@ if [ $# -gt 3 ]; then
         # As many steps for everyone, so that the augmented run differs from the one before in its data alone.
         rows=$(($(wc -l < "$data/glue/$task/train.tsv") - 1))
         steps=$(((rows + 31) / 32 * epochs))
+        cache=(--cache_teacher --teacher_cache_dir "$out/cache") # not where hardly a row is read twice
         case $arm in
-        fresh) more=("${shape[@]}") ;;
-        general) more=(--student_model "$out/general") ;;
+        fresh) more=("${shape[@]}" "${cache[@]}") ;;
+        general) more=(--student_model "$out/general" "${cache[@]}") ;;
         augmented) more=(--student_model "$out/general" --aug_file "$out/$task/train_aug.tsv") ;;
         *) echo "there is no arm $arm" >&2; exit 2 ;;
         esac
         # shellcheck disable=SC2046
         timed "$task-$arm-$seed" "${cli[@]}" distill --task_name "$task" --data_dir "$data/glue" \
             --teacher_model "$out/$task/teacher" --output_dir "$folder" --seed "$seed" --max_steps "$steps" \
-            --cache_teacher --teacher_cache_dir "$out/cache" "${settings[@]}" "${more[@]}" $(again "$folder")
+            "${settings[@]}" "${more[@]}" $(again "$folder")
         rm -rf "$folder"/checkpoint-* "$folder/best" ;;
     *) echo "there is no step $step" >&2; exit 2 ;;
     esac
