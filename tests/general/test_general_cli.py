@@ -49,12 +49,19 @@ def test_the_references_flags(tmp_path: Path, encoder: str, text: str, capsys: p
     assert "held-out losses" in said.out
 
 
-def test_preparing_alone(tmp_path: Path, encoder: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preparing_alone(
+    tmp_path: Path, encoder: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = ["general-distill", "--teacher_model", encoder, "--max_seq_length", "16"]
     assert main([*first, "--train_corpus", text, "--output_dir", str(tmp_path / "c"), "--prepare_only"]) == 0
     assert f"distil on them with --pregenerated_data {tmp_path / 'c'}" in capsys.readouterr().out
     assert main([*first, "--train_corpus", text, "--output_dir", str(tmp_path / "c"), "--prepare_only"]) == 2
     assert "holds a prepared corpus already" in capsys.readouterr().err
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (".", str(tmp_path / "here")):
+        assert main([*first, "--train_corpus", text, "--output_dir", here, "--prepare_only"]) == 2
+        assert "is the folder that you are in" in capsys.readouterr().err
     then = ["--pregenerated_data", str(tmp_path / "c"), "--output_dir", str(tmp_path / "o"), "--max_steps", "1"]
     assert main([*first, *then, "--no_cuda", "--disable_tqdm"]) == 0
 
