@@ -142,6 +142,10 @@ def test_an_earlier_run_is_not_overwritten(
     (tmp_path / "texts" / "a.txt").write_text(Path(text).read_text())
     assert main(command(encoder, tmp_path / "texts", tmp_path / "texts")) == 2
     assert "own folder" in capsys.readouterr().err
+    for flags in ([], ["--prepare_only"]):
+        assert main(command(encoder, tmp_path / "texts", tmp_path / "texts" / "new", *flags)) == 2
+        assert "among the texts; name another folder" in capsys.readouterr().err
+    assert len(list((tmp_path / "texts").iterdir())) == 1
 
 
 def test_ctrl_c_names_the_checkpoint(tmp_path: Path, encoder: str, text: str) -> None:

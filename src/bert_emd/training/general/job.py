@@ -20,7 +20,7 @@ from bert_emd.training.arguments import engine_errors, optimizer_choice, trainin
 from bert_emd.training.distill import DistillResult, matching_notes
 from bert_emd.training.evaluation import size_of
 from bert_emd.training.general.config import GeneralDistillConfig
-from bert_emd.training.general.corpus import CorpusSource, corpus_inputs, corpus_of, prepare
+from bert_emd.training.general.corpus import CorpusSource, check_apart, corpus_inputs, corpus_of, prepare
 from bert_emd.training.general.rows import split_rows
 from bert_emd.training.general.start import (
     check_same_run,
@@ -94,6 +94,7 @@ def general_distill(
         resume=resume is not None,
         inputs=_read(config, corpus, teacher, start),
     )
+    check_apart(config, corpus, folder)
     checks = Preflight(strict=config.strict)
     if teacher is None or teacher == "":
         raise UserError("which teacher? Name its folder or hub id with --teacher_model")
@@ -190,6 +191,7 @@ def prepare_corpus(config: GeneralDistillConfig, corpus: CorpusSource = None) ->
     for name, path in corpus_inputs(config, corpus).items():
         if Path(path).is_dir() and folder.resolve() == Path(path).resolve():
             raise UserError(f"output_dir {folder} is the {name} itself; name another")
+    check_apart(config, corpus, folder)
     text = corpus_of(config, corpus)
     store = prepare(config, text, _tokenizer(config, config.teacher_model, None), folder)
     return (
