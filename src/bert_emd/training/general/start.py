@@ -105,6 +105,7 @@ def order_record(
     config: GeneralDistillConfig, store: TokenStore, teacher: PreTrainedModel, processes: int
 ) -> dict[str, Any]:
     """What the order of the examples depends on, and how they are learned from."""
+    distillation = config.as_distillation()
     return {
         "corpus": store.identity,
         "sequences": len(store),
@@ -115,7 +116,7 @@ def order_record(
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "processes": processes,
         "teacher": {"sha256": model_key(teacher, teacher.config)},
-    } | {name: getattr(config, name) for name in _LEARNING}
+    } | {name: getattr(distillation, name) for name in _LEARNING}
 
 
 def check_same_run(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
