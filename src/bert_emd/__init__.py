@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bert_emd.training.evaluation import evaluate, predict
     from bert_emd.training.finetune import FinetuneResult, finetune
     from bert_emd.training.general.config import GeneralDistillConfig
-    from bert_emd.training.general.job import GeneralDistillResult, general_distill
+    from bert_emd.training.general.job import general_distill
     from bert_emd.training.trainer import DistillTrainer
 
 __all__ = [
@@ -49,7 +49,6 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "GeneralDistillConfig",
-    "GeneralDistillResult",
     "SweepConfig",
     "SweepResult",
     "UserError",
@@ -83,7 +82,7 @@ _HOMES = {
     **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
     **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
     "GeneralDistillConfig": "training.general.config",
-    **dict.fromkeys(("GeneralDistillResult", "general_distill"), "training.general.job"),
+    "general_distill": "training.general.job",
     **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
     "DistillTrainer": "training.trainer",
     "CompareConfig": "studies.compare.config",

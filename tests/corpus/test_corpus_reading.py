@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
@@ -206,3 +207,16 @@ def test_a_stream_of_rows(tmp_path: Path) -> None:
         documents(HubCorpus(str(tmp_path / "none")))
     with pytest.raises(UserError, match="cannot read"):
         documents(HubCorpus(str(tmp_path), split="other"))
+
+
+def test_the_identity_of_a_local_stream_is_its_content(tmp_path: Path) -> None:
+    for name, text in (("a", "One."), ("same", "One."), ("b", "Two.")):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", json.dumps({"text": text}) + "\n")
+    first = HubCorpus(str(tmp_path / "a")).identity
+    assert first["files"] == HubCorpus(str(tmp_path / "same")).identity["files"]
+    assert first == HubCorpus(str(tmp_path / "a")).identity
+    # The same name, other text.
+    shutil.copyfile(tmp_path / "b" / "train.jsonl", tmp_path / "a" / "train.jsonl")
+    assert first != HubCorpus(str(tmp_path / "a")).identity
+    assert "files" not in HubCorpus("someone/corpus").identity

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tiny_encoders import PLAIN
 from transformers import BertTokenizerFast
 
 from bert_emd import UserError
-from bert_emd.data.corpus import FileCorpus, Packing, build_store, check_tokenizer
+from bert_emd.data.corpus import FileCorpus, Packing, build_store, check_tokenizer, corpus_files, is_store
 from bert_emd.data.corpus import build as building
 from bert_emd.data.corpus import tokens as tokenising
 from bert_emd.data.corpus.store import TokenStore
@@ -199,3 +201,46 @@ def test_a_store_is_opened_anew_in_another_process(tmp_path: Path, packing: Pack
     assert len(pickled) < 2000
     assert content(pickle.loads(pickled)) == content(store)
     assert json.loads((store.folder / "corpus.json").read_text())["dtype"] == "uint16"
+
+
+def test_a_folder_of_the_users_beside_the_store_stays(tmp_path: Path, packing: Packing) -> None:
+    notes = tmp_path / "store.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"store\.partial is in the way and holds files that are not ours"):
+        build_store(FileCorpus([corpus_file(tmp_path)]), packing, tmp_path / "store")
+    assert notes.read_text() == "mine"
+    assert not (tmp_path / "store").exists()
+    notes.unlink()
+    assert len(build_store(FileCorpus([corpus_file(tmp_path)]), packing, tmp_path / "store"))
+
+
+def test_a_text_that_is_called_corpus_json_makes_no_store(tmp_path: Path, packing: Packing) -> None:
+    (tmp_path / "corpus.json").write_text('{"text": "the dog saw a cat"}\n' * 20)
+    assert not is_store(tmp_path)
+    store = build_store(FileCorpus(corpus_files([tmp_path])), packing, tmp_path / "store")
+    assert store.meta["documents"] == 20
+    (store.folder / "tokens.bin").unlink()
+    assert is_store(store.folder)  # a damaged one
+    with pytest.raises(UserError, match="prepare it again"):
+        TokenStore(store.folder)
+
+
+def test_a_worker_that_ends_is_told(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenising, "_work", print)  # which takes the pipe and ends
+    with pytest.raises(UserError, match=r"ended by itself.*take --num_workers 1"):
+        list(tokenising.tokenised([("the dog", True)] * 3, packing.tokenizer, 2))
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_before_it_begins_is_told(tmp_path: Path) -> None:
+    # A script without `if __name__ == "__main__"` runs itself once more in each process that it starts.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from bert_emd.data.corpus.tokens import tokenised\n"
+        "tokenizer = bytes(1_000_000)  # more than a pipe holds, as a real vocabulary is\n"
+        "list(tokenised([('a text', True)] * 3, tokenizer, 2))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 1
+    assert "StreamError: a process that tokenises the corpus ended by itself" in done.stderr

@@ -49,12 +49,19 @@ def test_the_references_flags(tmp_path: Path, encoder: str, text: str, capsys: p
     assert "held-out losses" in said.out
 
 
-def test_preparing_alone(tmp_path: Path, encoder: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preparing_alone(
+    tmp_path: Path, encoder: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = ["general-distill", "--teacher_model", encoder, "--max_seq_length", "16"]
     assert main([*first, "--train_corpus", text, "--output_dir", str(tmp_path / "c"), "--prepare_only"]) == 0
     assert f"distil on them with --pregenerated_data {tmp_path / 'c'}" in capsys.readouterr().out
     assert main([*first, "--train_corpus", text, "--output_dir", str(tmp_path / "c"), "--prepare_only"]) == 2
     assert "holds a prepared corpus already" in capsys.readouterr().err
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (".", str(tmp_path / "here")):
+        assert main([*first, "--train_corpus", text, "--output_dir", here, "--prepare_only"]) == 2
+        assert "is the folder that you are in" in capsys.readouterr().err
     then = ["--pregenerated_data", str(tmp_path / "c"), "--output_dir", str(tmp_path / "o"), "--max_steps", "1"]
     assert main([*first, *then, "--no_cuda", "--disable_tqdm"]) == 0
 
@@ -135,6 +142,10 @@ def test_an_earlier_run_is_not_overwritten(
     (tmp_path / "texts" / "a.txt").write_text(Path(text).read_text())
     assert main(command(encoder, tmp_path / "texts", tmp_path / "texts")) == 2
     assert "own folder" in capsys.readouterr().err
+    for flags in ([], ["--prepare_only"]):
+        assert main(command(encoder, tmp_path / "texts", tmp_path / "texts" / "new", *flags)) == 2
+        assert "among the texts; name another folder" in capsys.readouterr().err
+    assert len(list((tmp_path / "texts").iterdir())) == 1
 
 
 def test_ctrl_c_names_the_checkpoint(tmp_path: Path, encoder: str, text: str) -> None:

@@ -243,14 +243,20 @@ def test_a_resumed_run_sees_the_same_examples(
     assert [entry["step"] for entry in resumed.mapping] == [entry["step"] for entry in straight.mapping]
 
 
-def test_a_run_does_not_go_on_with_other_examples(tmp_path: Path, encoder: str, text: str) -> None:
+def test_a_run_does_not_go_on_with_other_examples_or_settings(
+    tmp_path: Path, encoder: str, text: str, words: BertTokenizerFast
+) -> None:
     out = tmp_path / "out"
     general_distill(encoder, text, config=quick(out, max_steps=4, save_steps=2))
     for changes, message in (
         ({"seed": 7}, r"another seed \(42, now 7\)"),
         ({"train_batch_size": 4}, r"another train_batch_size \(8, now 4\)"),
         ({"eval_share": 0.2}, "another eval_share"),
-        ({"short_seq_prob": 0.2}, "another corpus, so it would not go on with the same examples"),
+        ({"short_seq_prob": 0.2}, "another corpus, so it would not go on as the same run"),
+        ({"mapping": "minilm"}, r"another mapping \(uniform, now minilm\)"),
+        ({"use_att": False}, r"another use_att \(True, now False\)"),
+        ({"learning_rate": 1e-4}, r"another learning_rate \(0.002, now 0.0001\)"),
+        ({"optimizer": "bert_adam"}, "another optimizer"),
     ):
         config = quick(out, **({"max_steps": 8, "save_steps": 2, "resume_from_checkpoint": "true"} | changes))
         with pytest.raises(UserError, match=message):
@@ -260,6 +266,11 @@ def test_a_run_does_not_go_on_with_other_examples(tmp_path: Path, encoder: str, 
     config = quick(out, max_steps=8, resume_from_checkpoint="true")
     with pytest.raises(UserError, match="another corpus"):
         general_distill(encoder, str(tmp_path / "other.txt"), config=config)
+    teacher = AutoModel.from_pretrained(encoder)
+    with torch.no_grad():
+        teacher.embeddings.word_embeddings.weight[5] += 1
+    with pytest.raises(UserError, match="another teacher,"):
+        general_distill(teacher, text, tokenizer=words, config=config)
     assert general_distill(encoder, text, config=config).metrics["last_step"] == 8
 
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import small_runs
 import torch
 from transformers import BertTokenizerFast
-
-
-@pytest.fixture(autouse=True)
-def _quiet_engine() -> Iterator[None]:
-    """Transformers' log would drown what a failing test prints."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ _LOG = logging.getLogger("bert_emd")
 
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
-    """The best student, its tokenizer, what metrics.json holds, and costs, plans and layer weights over time."""
+    """The saved student, its tokenizer, what metrics.json holds, and costs, plans and layer weights over time."""
 
     student: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)

@@ -40,7 +40,7 @@ _CONTROLS = bytes(i for i in range(32) if i not in b"\t\n\v\f\r")
 
 
 class StreamError(UserError):
-    """A stream ended before its end; what was read of it so far is good."""
+    """The text or its tokens stopped before the end; what came of them so far is good."""
 
 
 class Corpus(Protocol):
@@ -278,13 +278,18 @@ class HubCorpus:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "hub": self.dataset,
             "config_name": self.config_name,
             "split": self.split,
             "revision": self.revision,
             "text_columns": self.text_columns,
         }
+        folder = Path(self.dataset)
+        if folder.is_dir():  # unlike a commit of the hub it changes under its name
+            files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p, folder))
+            found["files"] = {p.relative_to(folder).as_posix(): _print(p) for p in files}
+        return found
 
     def pieces(self) -> Iterator[Piece]:
         try:

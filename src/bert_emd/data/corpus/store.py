@@ -19,11 +19,12 @@ __all__ = ["StoreWriter", "TokenStore", "is_store", "sequence_bytes"]
 
 _TOKENS, _LENGTHS, _META, _PROGRESS = "tokens.bin", "lengths.bin", "corpus.json", "progress.json"
 _FORMAT = 1
+_OURS = {_TOKENS, _LENGTHS, *(name for file in (_META, _PROGRESS) for name in (file, f".{file}.partial"))}
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder holds a finished store."""
-    return (folder / _META).is_file()
+    """Whether a folder holds a finished store; a user's own file may have the name of its description."""
+    return (folder / _META).is_file() and any((folder / name).is_file() for name in (_TOKENS, _LENGTHS))
 
 
 def token_type(vocabulary: int) -> Any:
@@ -111,7 +112,7 @@ class StoreWriter:
         """Take the place for this process alone; gives what was said when something was last kept, or None.
 
         Raises:
-            UserError: the folder cannot be made, or another process is at work there.
+            UserError: the folder cannot be made, or something that is not ours lies where the store is written.
         """
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,8 @@ class StoreWriter:
 
     @contextmanager
     def _files(self) -> Iterator[dict[str, Any] | None]:
+        if self.partial.is_dir() and any(path.name not in _OURS for path in self.partial.iterdir()):
+            raise UserError(f"{self.partial} is in the way and holds files that are not ours; move it or name another")
         progress = self._kept()
         if progress is None:
             shutil.rmtree(self.partial, ignore_errors=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from bert_emd.data.corpus.packing import SequenceForm
 from bert_emd.data.corpus.reading import Piece
+from bert_emd.data.corpus.sources import StreamError
 from bert_emd.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ Tokens: TypeAlias = tuple[np.ndarray, bool, int]
 _PIECES, _CHARACTERS = 2_000, 1_000_000
 """At most so much goes through the tokenizer at a time."""
 _AHEAD = 3
+_ENDED = (
+    "a process that tokenises the corpus ended by itself, for want of memory or because a script calls this outside of "
+    "`if __name__ == '__main__':`; take --num_workers 1"
+)
 
 
 def form_of(tokenizer: PreTrainedTokenizerBase, length: int) -> SequenceForm:
@@ -80,7 +85,7 @@ def tokenised(pieces: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, worke
         # Worker i mod n has block i, so that results come back in their order; each is a few blocks ahead.
         sent = received = 0
         for block in blocks:
-            pipes[sent % workers].send(block)
+            _send(pipes[sent % workers], block)
             sent += 1
             if sent - received > _AHEAD * workers:
                 yield _received(pipes[received % workers])
@@ -97,11 +102,14 @@ def _workers(tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[list[Co
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(tokenizer, theirs), daemon=True)
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
+        for pipe in pipes:
+            # Not as an argument: that is written before anybody sees a process which ended at its very start.
+            _send(pipe, tokenizer)
         yield pipes
     finally:
         for pipe in pipes:
@@ -111,8 +119,8 @@ def _workers(tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[list[Co
             process.join()
 
 
-def _work(tokenizer: PreTrainedTokenizerBase, pipe: Connection) -> None:
-    """A worker: blocks in, ids out, until the other end closes."""
+def _work(pipe: Connection) -> None:
+    """A worker: the tokenizer and then blocks in, ids out, until the other end closes."""
     # A Ctrl-C goes to all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers: queue.SimpleQueue[list[Tokens]] = queue.SimpleQueue()
@@ -124,15 +132,23 @@ def _work(tokenizer: PreTrainedTokenizerBase, pipe: Connection) -> None:
     # Sent by a thread: were both ends to wait until the other reads, neither would go on.
     threading.Thread(target=answer, daemon=True).start()
     with suppress(EOFError, OSError):
+        tokenizer = pipe.recv()
         while True:
             answers.put(_ids(tokenizer, pipe.recv()))
+
+
+def _send(pipe: Connection, what: object) -> None:
+    try:
+        pipe.send(what)
+    except OSError as error:
+        raise StreamError(_ENDED) from error
 
 
 def _received(pipe: Connection) -> list[Tokens]:
     try:
         found: list[Tokens] = pipe.recv()
     except (EOFError, OSError) as error:
-        raise RuntimeError("a process that tokenises ended by itself") from error
+        raise StreamError(_ENDED) from error
     return found
 
 

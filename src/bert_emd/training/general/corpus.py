@@ -30,7 +30,7 @@ from bert_emd.errors import UserError
 from bert_emd.training.general.config import CORPORA, GeneralDistillConfig
 from bert_emd.training.teacher_cache import default_directory
 
-__all__ = ["CorpusSource", "corpus_inputs", "corpus_of", "prepare"]
+__all__ = ["CorpusSource", "check_apart", "corpus_inputs", "corpus_of", "prepare"]
 
 CorpusSource: TypeAlias = "str | Path | Sequence[str | Path] | datasets.Dataset | None"
 
@@ -82,7 +82,21 @@ def corpus_inputs(config: GeneralDistillConfig, given: CorpusSource) -> dict[str
     if isinstance(given, datasets.Dataset):
         return {}
     paths = _paths(config, given)
+    if given is None and config.dataset_name is not None:
+        paths.append(config.dataset_name)
     return {"corpus" if i == 0 else f"corpus, file {i + 1}": path for i, path in enumerate(paths)}
+
+
+def check_apart(config: GeneralDistillConfig, given: CorpusSource, folder: Path) -> None:
+    """Refuse an output folder among the texts: what is written there would be taken for text the next time.
+
+    Raises:
+        UserError: it lies in a folder of the corpus.
+    """
+    for name, path in corpus_inputs(config, given).items():
+        texts = Path(path).is_dir() and not is_store(Path(path))
+        if texts and Path(path).resolve() in folder.resolve().parents:
+            raise UserError(f"output_dir {folder} lies in the {name} ({path}), among the texts; name another folder")
 
 
 def prepare(

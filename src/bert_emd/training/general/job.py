@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from bert_emd.errors import UserError
 from bert_emd.models import has_tokenizer, load_tokenizer, quiet
 from bert_emd.processes import first_process
 from bert_emd.training.arguments import engine_errors, optimizer_choice, training_arguments
-from bert_emd.training.distill import matching_notes
+from bert_emd.training.distill import DistillResult, matching_notes
 from bert_emd.training.evaluation import size_of
 from bert_emd.training.general.config import GeneralDistillConfig
-from bert_emd.training.general.corpus import CorpusSource, corpus_inputs, corpus_of, prepare
+from bert_emd.training.general.corpus import CorpusSource, check_apart, corpus_inputs, corpus_of, prepare
 from bert_emd.training.general.rows import split_rows
 from bert_emd.training.general.start import (
     check_same_run,
@@ -42,21 +41,9 @@ from bert_emd.training.outputs import (
 from bert_emd.training.preflight import Preflight
 from bert_emd.training.records import render_table, run_record
 
-__all__ = ["GeneralDistillResult", "general_distill", "prepare_corpus"]
+__all__ = ["general_distill", "prepare_corpus"]
 
 _LOG = logging.getLogger("bert_emd")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneralDistillResult:
-    """The student, its tokenizer, what metrics.json holds, and costs, plans and layer weights over time."""
-
-    student: PreTrainedModel = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    metrics: dict[str, Any] = field(repr=False)
-    mapping: list[dict[str, Any]] = field(repr=False)
-    summary: str
-    """The final table, ready to print."""
 
 
 def general_distill(
@@ -68,7 +55,7 @@ def general_distill(
     config: GeneralDistillConfig | None = None,
     sources: Mapping[str, str] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GeneralDistillResult:
+) -> DistillResult:
     r"""Distil a pre-trained encoder into a small student on plain text, without labels.
 
     The loss is the sum of the mapping's terms, those of them that it has,
@@ -107,6 +94,7 @@ def general_distill(
         resume=resume is not None,
         inputs=_read(config, corpus, teacher, start),
     )
+    check_apart(config, corpus, folder)
     checks = Preflight(strict=config.strict)
     if teacher is None or teacher == "":
         raise UserError("which teacher? Name its folder or hub id with --teacher_model")
@@ -126,7 +114,7 @@ def general_distill(
     arguments = training_arguments(config, folder, main_metric=None, evaluates=config.eval_share > 0)
     store = prepare(config, text, tokenizer)
     train_rows, held_rows = split_rows(store, config.eval_share, config.max_eval_sequences)
-    order = order_record(config, store, arguments.world_size)
+    order = order_record(config, store, big, arguments.world_size)
     earlier = check_same_run(folder, order) if resume is not None else None
     new = not folder.exists()
     make_folder(folder)
@@ -172,7 +160,7 @@ def general_distill(
     small.load_state_dict(result.state_dict())  # what is measured is what was saved
     metrics = _metrics(trainer, config, big, result, described, before, _measured(trainer), seconds)
     write_json(folder / "metrics.json", metrics)
-    return GeneralDistillResult(
+    return DistillResult(
         student=result,
         tokenizer=tokenizer,
         metrics=metrics,
@@ -198,9 +186,12 @@ def prepare_corpus(config: GeneralDistillConfig, corpus: CorpusSource = None) ->
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         kind = "holds a prepared corpus already" if is_store(folder) else "is not empty"
         raise UserError(f"output_dir {folder} {kind}; name a new folder")
+    if folder.resolve() == Path.cwd() or folder.name in ("", ".."):
+        raise UserError(f"output_dir {folder} is the folder that you are in; name a new one")
     for name, path in corpus_inputs(config, corpus).items():
         if Path(path).is_dir() and folder.resolve() == Path(path).resolve():
             raise UserError(f"output_dir {folder} is the {name} itself; name another")
+    check_apart(config, corpus, folder)
     text = corpus_of(config, corpus)
     store = prepare(config, text, _tokenizer(config, config.teacher_model, None), folder)
     return (

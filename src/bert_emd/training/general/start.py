@@ -11,15 +11,21 @@ from transformers import PreTrainedModel
 from bert_emd.data.corpus import TokenStore
 from bert_emd.errors import UserError
 from bert_emd.models import BuiltStudent, build_student, load_config, load_encoder
+from bert_emd.training.effects import OF_MAPPINGS
 from bert_emd.training.general.config import GeneralDistillConfig
 from bert_emd.training.mapping import make_mapping, shape_of
 from bert_emd.training.preflight import Preflight
 from bert_emd.training.start import asked_for, check_depth, shape_asked_for
+from bert_emd.training.teacher_cache import model_key
 
 __all__ = ["check_same_run", "check_shapes", "load_teacher", "make_encoder_student", "order_record"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TASK_HEADS = ("classifier", "score", "pre_classifier", "qa_outputs")
+_LEARNING = (
+    "mapping", *OF_MAPPINGS, "optimizer", "learning_rate", "lr_scheduler", "warmup_proportion", "warmup_steps",
+    "weight_decay", "adam_epsilon", "max_grad_norm",
+)  # fmt: skip
 
 
 def check_shapes(config: GeneralDistillConfig, teacher: Any, student: Any) -> None:
@@ -95,8 +101,11 @@ def _has_weights(name: str) -> bool:
     return not path.is_file()  # a hub id
 
 
-def order_record(config: GeneralDistillConfig, store: TokenStore, processes: int) -> dict[str, Any]:
-    """What the order of the examples depends on."""
+def order_record(
+    config: GeneralDistillConfig, store: TokenStore, teacher: PreTrainedModel, processes: int
+) -> dict[str, Any]:
+    """What the order of the examples depends on, and how they are learned from."""
+    distillation = config.as_distillation()
     return {
         "corpus": store.identity,
         "sequences": len(store),
@@ -106,14 +115,15 @@ def order_record(config: GeneralDistillConfig, store: TokenStore, processes: int
         "train_batch_size": config.train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "processes": processes,
-    }
+        "teacher": {"sha256": model_key(teacher, teacher.config)},
+    } | {name: getattr(distillation, name) for name in _LEARNING}
 
 
 def check_same_run(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
-    """The record of the run that is gone on with, which must see its examples in the same order.
+    """The record of the run that is gone on with, which must see its examples in the same order and learn as before.
 
     Raises:
-        UserError: its record is missing, or something that the order depends on was another.
+        UserError: its record is missing, or something of `order_record` was another.
     """
     try:
         record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -121,10 +131,10 @@ def check_same_run(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} has no record of a general distillation to go on with; start anew") from error
     for name, value in json.loads(json.dumps(order)).items():
-        if earlier.get(name) != value:
-            detail = "" if isinstance(value, dict) else f" ({earlier.get(name)}, now {value})"
+        if name in earlier and earlier[name] != value:
+            detail = "" if isinstance(value, dict) else f" ({earlier[name]}, now {value})"
             raise UserError(
-                f"the run in {folder} began with another {name}{detail}, so it would not go on with the same examples; "
+                f"the run in {folder} began with another {name}{detail}, so it would not go on as the same run; "
                 "take the same again, or start anew"
             )
     return record
