@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import types
 from pathlib import Path
 
 import pytest
 
 import bert_emd
+import bert_emd.data
+import bert_emd.models
 
 ROOT = Path(bert_emd.__file__).resolve().parent
 FILES = sorted(path for path in ROOT.rglob("*.py"))
@@ -16,6 +20,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py"))
 MAY_IMPORT = {
     "archives": set(),
     "errors": set(),
+    "lazily": set(),
     "pot": set(),
     "processes": set(),
     "transfer": set(),
@@ -64,7 +69,7 @@ def test_imports_run_downwards(path: Path) -> None:
         return
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("bert_emd.")}
     # The ground: it imports nothing of ours but itself.
-    ours -= {"archives", "errors", "pot", "processes", "transfer", "__version__"}
+    ours -= {"archives", "errors", "lazily", "pot", "processes", "transfer", "__version__"}
     assert ours <= MAY_IMPORT[floor], f"{floor} imports {sorted(ours - MAY_IMPORT[floor])}"
 
 
@@ -98,6 +103,14 @@ def test_public_names_are_there_and_documented(name: str) -> None:
     assert len(text.splitlines()[0]) > 10
     # A data class without a docstring of its own is given its signature as one.
     assert not text.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("package", [bert_emd.data, bert_emd.models], ids=lambda package: package.__name__)
+def test_names_imported_on_first_use_are_never_hidden_by_a_module(package: types.ModuleType) -> None:
+    for path in ROOT.joinpath(package.__name__.split(".")[1]).glob("[a-z]*.py"):
+        importlib.import_module(f"{package.__name__}.{path.stem}")
+    things = {name: getattr(package, name) for name in package.__all__}
+    assert [name for name, thing in things.items() if isinstance(thing, types.ModuleType)] == []
 
 
 def test_every_public_name_is_listed_once_and_nothing_else_resolves() -> None:

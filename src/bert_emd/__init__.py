@@ -6,9 +6,10 @@ first use, so that ``import bert_emd`` is quick.
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bert_emd.lazily import first_use
 
 if TYPE_CHECKING:
     from bert_emd.errors import UserError
@@ -72,32 +73,29 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-_HOMES = {
-    "UserError": "errors",
-    **dict.fromkeys(
-        ("CostAttention", "attention_distances", "hidden_distances", "prediction_loss", "transport_plan"), "method"
-    ),
-    **dict.fromkeys(("DistillConfig", "EvaluateConfig", "FinetuneConfig"), "training.config"),
-    **dict.fromkeys(("ConvertConfig", "ConvertResult", "convert"), "training.convert"),
-    **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
-    **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
-    "GeneralDistillConfig": "training.general.config",
-    "general_distill": "training.general.job",
-    **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
-    "DistillTrainer": "training.trainer",
-    "CompareConfig": "studies.compare.config",
-    **dict.fromkeys(("CompareResult", "compare"), "studies.compare.study"),
-    "SweepConfig": "studies.sweep.config",
-    "AugmentConfig": "training.augment.config",
-    **dict.fromkeys(("AugmentResult", "augment"), "training.augment.job"),
-    **dict.fromkeys(("SweepResult", "sweep"), "studies.sweep.search"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bert_emd' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bert_emd.{_HOMES[name]}"), name)
+__getattr__ = first_use(
+    __name__,
+    {
+        "UserError": "errors",
+        **dict.fromkeys(
+            ("CostAttention", "attention_distances", "hidden_distances", "prediction_loss", "transport_plan"), "method"
+        ),
+        **dict.fromkeys(("DistillConfig", "EvaluateConfig", "FinetuneConfig"), "training.config"),
+        **dict.fromkeys(("ConvertConfig", "ConvertResult", "convert"), "training.convert"),
+        **dict.fromkeys(("DistillResult", "distill"), "training.distill"),
+        **dict.fromkeys(("FinetuneResult", "finetune"), "training.finetune"),
+        "GeneralDistillConfig": "training.general.config",
+        "general_distill": "training.general.job",
+        **dict.fromkeys(("evaluate", "predict"), "training.evaluation"),
+        "DistillTrainer": "training.trainer",
+        "CompareConfig": "studies.compare.config",
+        **dict.fromkeys(("CompareResult", "compare"), "studies.compare.study"),
+        "SweepConfig": "studies.sweep.config",
+        "AugmentConfig": "training.augment.config",
+        **dict.fromkeys(("AugmentResult", "augment"), "training.augment.job"),
+        **dict.fromkeys(("SweepResult", "sweep"), "studies.sweep.search"),
+    },
+)
 
 
 def __dir__() -> list[str]:

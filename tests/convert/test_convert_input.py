@@ -121,7 +121,8 @@ def test_missing_files_beside_the_checkpoint_are_asked_for(
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
         ({"num_attention_heads": 3}, "is not a multiple of its 3 attention heads"),
-        ({"hidden_act": "nothing"}, "no model can be made by its configuration"),
+        ({"hidden_act": "nothing"}, "config.json: hidden_act 'nothing' is unknown; BERT's is gelu"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
         ({"max_position_embeddings": -1}, "no model can be made by its configuration"),
         ({"max_position_embeddings": 30}, "should be [30, 16]"),
         ({"hidden_dropout_prob": "some"}, "cannot be read"),
@@ -221,6 +222,21 @@ def test_errors_inside_an_archive_name_the_archive(
             packed.write(file, file.name)
     error = refused(capsys, tmp_path / "bert.zip", tmp_path / "out")
     assert f"{tmp_path / 'bert.zip'}/vocab.txt has 1 entries" in error
+
+
+def test_an_archive_of_several_checkpoints_has_to_be_unpacked_first(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "bert.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for prefix in ("a/one.ckpt", "b/two.ckpt"):
+            packed.writestr(f"{prefix}.index", b"x")
+    # A path into an archive is none that could be named.
+    refused(capsys, archive, tmp_path / "out", match=f"{archive} holds 2 checkpoints (a/one.ckpt, b/two.ckpt); unpack")
+    with zipfile.ZipFile(archive, "w") as packed:
+        for folder in ("a", "b"):
+            packed.write(old / "pytorch_model.bin", f"{folder}/pytorch_model.bin")
+    refused(capsys, archive, tmp_path / "out", match="several pytorch_model.bin; unpack it and name")
 
 
 def test_an_output_folder_in_use_is_left_alone(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

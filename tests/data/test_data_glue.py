@@ -177,7 +177,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
         load_glue("RTE", "train", tmp_path / "RTE/dev.tsv")
     with pytest.raises(UserError, match=r"RTE has no split 'dev': use one of train, train_aug, validation, test"):
         load_glue("RTE", "dev", tmp_path)
-    with pytest.raises(UserError, match=r"no train_aug\.tsv for RTE"):
+    with pytest.raises(UserError, match=r"no train_aug\.tsv for RTE: .*make it with `bert-emd augment --task_name RTE"):
         load_glue("RTE", "train_aug", tmp_path)
 
 

@@ -151,6 +151,64 @@ def test_models_and_a_checkpoint_from_a_folder(command, tmp_path, monkeypatch):
     assert "cased_L-12_H-768_A-12.zip is not at" in err
 
 
+def test_one_model_that_fails_leaves_the_others_and_the_tasks(command, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    hub = Hub(server)
+    files = {"config.json": b"{}", "model.safetensors": b"12345"}
+    for name in ("owner/broken", "owner/good", "owner/last"):
+        hub.put(name, files)
+    server.put(hub.path("owner/broken", "model.safetensors"), b"other")
+    (tmp_path / "models" / "taken").mkdir(parents=True)
+    (tmp_path / "models" / "taken" / "mine.txt").write_text("mine")
+    server.put(PATH["WNLI"], archive_of("WNLI"))
+    names = ("owner/gone", "owner/broken", "owner/good", "owner/taken", "cased_L-12_H-768_A-12", "owner/last")
+    status, out, err = command("--tasks", "RTE,WNLI", "--no_checksums", "--models", ",".join(names))
+    assert (status, err.count("\n")) == (2, 1)
+    for said in ("has no model owner/gone", "RTE.zip is not at", "models/taken is there already", "model.safetensors"):
+        assert said in err
+    failed = ("owner/gone", "owner/broken", "owner/taken", "cased_L-12_H-768_A-12", "RTE")
+    assert [f"note: {name} failed, the others are fetched all the same: " in out for name in failed] == [True] * 5
+    assert files_of(tmp_path / "models" / "good")["model.safetensors"] == b"12345"
+    assert sorted(path.name for path in (tmp_path / "models").glob("[a-z]*")) == ["good", "last", "taken"]
+    assert files_of(tmp_path / "models" / "taken") == {"mine.txt": b"mine"}
+    assert (tmp_path / "glue_data" / "WNLI" / "train.tsv").is_file()
+
+
+def test_two_models_never_share_a_folder(command, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for owner in ("one", "other"):
+        Hub(server).put(f"{owner}/small", {"config.json": b"{}", "model.safetensors": owner.encode()})
+    status, _, err = command("--models", "one/small,other/small")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "other/small has the same folder as another model, models/small" in err
+    assert files_of(tmp_path / "models" / "small")["model.safetensors"] == b"one"
+    assert '"id": "one/small"' in (tmp_path / "models" / "small" / "download.json").read_text()
+
+
+def test_a_hub_out_of_reach_is_waited_for_once(command, server, waits, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    server.close()
+    status, _, err = command("--models", "a/b,c/d,e/f", "--retries", "3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: a/b, c/d, e/f could not be had: ")
+    assert len(waits) == 2
+
+
+def test_it_starts_and_runs_without_the_libraries_of_training(tmp_path):
+    model = tmp_path / "mirror" / "small"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"12345")
+    (tmp_path / "mirror" / "WNLI.zip").write_bytes(archive_of("WNLI"))
+    words = ["download", "--tasks", "WNLI", "--no_checksums", "--models", "owner/small", "--mirror", "mirror"]
+    code = f"import sys; from bert_emd.cli.main import main; print('status', main({words})); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *_, status, modules = run.stdout.splitlines()
+    assert status == "status 0"
+    heavy = {"torch", "transformers", "datasets", "ot", "scipy", "sklearn", "pandas", "pyarrow", "tensorflow"}
+    assert heavy & set(modules.split()) == set()
+
+
 def test_the_size_of_a_checkpoint_is_what_the_server_says(command, server):
     server.put("cased_L-12_H-768_A-12.zip", bytes(50_000))
     status, out, err = command("--models", "cased_L-12_H-768_A-12")

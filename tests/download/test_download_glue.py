@@ -26,7 +26,7 @@ from bert_emd.data.download import (
     plan_glue,
 )
 from bert_emd.errors import UserError
-from bert_emd.transfer import workplace
+from bert_emd.transfer import Failures, workplace
 
 
 @pytest.fixture
@@ -36,11 +36,13 @@ def bring(tmp_path, server, retry, watcher):
     def run(bundles, *, checksums=True, overwrite=False, mirror=None, path_to_mrpc=None):
         root, done = tmp_path / "glue", []
         steps = plan_glue(root, bundles, checksums=checksums, overwrite=overwrite, path_to_mrpc=path_to_mrpc)
+        failures = Failures(watcher, among=len(steps))
         with workplace(root, []) as work:
             carry_out(
                 steps, work, mirror=mirror or server.url, checksums=checksums, fault=glue_fault, retry=retry,
-                watcher=watcher, done=lambda step: done.append(step.bundle.name),
+                watcher=watcher, failures=failures, done=lambda step: done.append(step.bundle.name),
             )  # fmt: skip
+        failures.tell()
         return done
 
     return run
@@ -203,7 +205,7 @@ def test_one_that_fails_leaves_the_others(bring, small, server, tmp_path):
     assert tree(tmp_path / "glue")[::4] == ["CoLA", "WNLI"]
     del server.answers[f"/{third.remotes[0].path}"]
     (tmp_path / "glue" / "CoLA" / "dev.tsv").unlink()
-    with pytest.raises(UserError, match=r"RTE, CoLA could not be had; the first of them: RTE\.zip is not at"):
+    with pytest.raises(UserError, match=r"RTE, CoLA could not be had: RTE\.zip is not at .*; CoLA\.zip is not at"):
         bring([first, second, third])
 
 
@@ -442,11 +444,13 @@ def checkpoint(server, tmp_path, retry, watcher):
     def run(content, **more):
         server.put(bundle.remotes[0].path, content)
         step = plan_checkpoint(bundle, tmp_path / "models", **more)
+        failures = Failures(watcher, among=1)
         with workplace(tmp_path / "models", []) as work:
             carry_out(
                 [step], work, mirror=server.url, checksums=True, fault=checksum_or_none, retry=retry,
-                watcher=watcher, done=lambda step: None,
+                watcher=watcher, failures=failures, done=lambda step: None,
             )  # fmt: skip
+        failures.tell()
         return tmp_path / "models" / row.folder
 
     return run, {f"{row.name}/{name}": content for name, content in files.items()}

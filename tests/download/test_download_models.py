@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from bert_emd.errors import UserError
 from bert_emd.models.fetch import RECORD, carry_out_models, plan_model
 from bert_emd.models.model_files import model_files
-from bert_emd.transfer import UnreachableError, workplace
+from bert_emd.transfer import Failures, UnreachableError, workplace
 
 WEIGHTS = bytes(range(256)) * 2000
 FILES = {
@@ -48,8 +48,10 @@ def bring(tmp_path, server, retry, watcher):
         root = tmp_path / "models"
         place = server.url if mirror == "the server" else mirror
         step = plan_model(name, root, mirror=place, overwrite=overwrite, retry=retry, watcher=watcher)
+        failures = Failures(watcher, among=1)
         with workplace(root, []) as work:
-            carry_out_models([step], work, retry=retry, watcher=watcher, done=lambda step: None)
+            carry_out_models([step], work, retry=retry, watcher=watcher, failures=failures, done=lambda step: None)
+        failures.tell()
         return step
 
     return run

@@ -228,6 +228,15 @@ def test_a_file_that_another_process_finishes_meanwhile_is_left_alone(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
+@pytest.mark.parametrize("content", ["mine", "[1]", '{"command": "distill"}', ""])
+def test_a_file_in_the_records_place_is_left_alone(encoder: str, train: str, tmp_path: Path, content: str) -> None:
+    (tmp_path / "train_aug.run.json").write_text(content)
+    with pytest.raises(UserError, match=r"train_aug\.run\.json, .* is no such record; move it"):
+        augment(config(train, model_name_or_path=encoder))
+    assert (tmp_path / "train_aug.run.json").read_text() == content
+    assert not (tmp_path / "train_aug.csv").exists()
+
+
 def test_an_earlier_file_is_replaced_only_when_asked_and_only_if_it_is_ours(
     encoder: str, train: str, tmp_path: Path
 ) -> None:

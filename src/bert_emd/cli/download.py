@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from bert_emd.cli.common import Interrupted, resolve_args, show_resolved
 from bert_emd.cli.console import console, say, table
 from bert_emd.cli.options import OptionParser, add_config_arguments
+from bert_emd.errors import UserError
 
 if TYPE_CHECKING:
     from bert_emd.cli.bars import Bars
     from bert_emd.cli.download_config import DownloadConfig
     from bert_emd.data.download import Fault, Remote, Step
     from bert_emd.models.fetch import ModelStep
+    from bert_emd.transfer import Failures
 
 HELP = "fetch GLUE and published models: resumed, checked, and there whole or not at all"
 USAGE = (
@@ -50,41 +52,67 @@ def run(args: argparse.Namespace) -> None:
 
 def _fetch(config: DownloadConfig, bars: Bars) -> None:
     from bert_emd.data.download import (
+        Step,
         checksum_or_none,
         find_bundles,
-        find_checkpoint,
         glue_fault,
-        plan_checkpoint,
         plan_glue,
     )
-    from bert_emd.models.fetch import carry_out_models, plan_model
-    from bert_emd.transfer import workplace
+    from bert_emd.models.fetch import ModelStep, carry_out_models
+    from bert_emd.transfer import Failures, workplace
 
     tasks = plan_glue(
         config.data_folder, find_bundles(config.tasks or ()), checksums=config.checksums, overwrite=config.overwrite,
         path_to_mrpc=config.mrpc_folder,
     )  # fmt: skip
-    found = {name: find_checkpoint(name) for name in config.models or ()}
-    checkpoints = [
-        plan_checkpoint(bundle, config.model_folder, checksums=config.checksums, overwrite=config.overwrite)
-        for bundle in found.values() if bundle is not None
-    ]  # fmt: skip
-    models = [
-        plan_model(
-            name, config.model_folder, mirror=config.mirror, overwrite=config.overwrite, retry=config.retry,
-            watcher=bars,
-        )
-        for name, bundle in found.items() if bundle is None
-    ]  # fmt: skip
+    failures = Failures(bars, among=len(tasks) + len(config.models or ()))
+    planned = _planned_models(config, bars, failures)
+    checkpoints = [step for step in planned if isinstance(step, Step)]
+    models = [step for step in planned if isinstance(step, ModelStep)]
     sizes = _sizes([*tasks, *checkpoints], config)
     _announce([*tasks, *checkpoints], models, sizes)
-    _carry_out(tasks, config.data_folder, config, glue_fault, sizes, bars)
-    _carry_out(checkpoints, config.model_folder, config, checksum_or_none, sizes, bars)
-    if any(step.files for step in models):
-        files = [(f"{step.folder.name}/{file.name}", file.size or 0) for step in models for file in step.files]
-        with workplace(config.model_folder, files) as work:
-            carry_out_models(models, work, retry=config.retry, watcher=bars, done=_done_model)
+    _carry_out(tasks, config.data_folder, config, glue_fault, sizes, bars, failures)
+    _carry_out(checkpoints, config.model_folder, config, checksum_or_none, sizes, bars, failures)
+    if left := [step for step in models if step.files]:
+        files = [(f"{step.folder.name}/{file.name}", file.size or 0) for step in left for file in step.files]
+        with (
+            failures.collected(*(step.name for step in left)),
+            workplace(config.model_folder, files) as work,
+        ):
+            carry_out_models(left, work, retry=config.retry, watcher=bars, failures=failures, done=_done_model)
+    failures.tell()
     _say_next(config, tasks, checkpoints, models)
+
+
+def _planned_models(config: DownloadConfig, bars: Bars, failures: Failures) -> list[Step | ModelStep]:
+    """What is to be done for each model and checkpoint; those of which nothing is known are among the failures."""
+    from bert_emd.data.download import find_checkpoint, plan_checkpoint
+    from bert_emd.models.fetch import plan_model
+    from bert_emd.transfer import UnreachableError
+
+    planned: dict[Path, Step | ModelStep] = {}
+    retry = config.retry
+    for name in dict.fromkeys(config.models or ()):
+        step: Step | ModelStep
+        try:
+            if (bundle := find_checkpoint(name)) is not None:
+                step = plan_checkpoint(
+                    bundle, config.model_folder, checksums=config.checksums, overwrite=config.overwrite
+                )
+            else:
+                step = plan_model(
+                    name, config.model_folder, mirror=config.mirror, overwrite=config.overwrite, retry=retry,
+                    watcher=bars,
+                )  # fmt: skip
+            if step.folder in planned:
+                raise UserError(f"{name} has the same folder as another model, {step.folder}; name another --model_dir")
+        except UserError as error:
+            failures.add(error, name)
+            if isinstance(error, UnreachableError):
+                retry = dataclasses.replace(retry, attempts=1)  # the next one will hardly fare better
+        else:
+            planned[step.folder] = step
+    return list(planned.values())
 
 
 def _sizes(steps: Sequence[Step], config: DownloadConfig) -> dict[Remote, int | None]:
@@ -100,17 +128,20 @@ def _sizes(steps: Sequence[Step], config: DownloadConfig) -> dict[Remote, int | 
 
 
 def _carry_out(
-    steps: Sequence[Step], root: Path, config: DownloadConfig, fault: Fault, sizes: dict[Remote, int | None], bars: Bars
-) -> None:
+    steps: Sequence[Step], root: Path, config: DownloadConfig, fault: Fault, sizes: dict[Remote, int | None],
+    bars: Bars, failures: Failures,
+) -> None:  # fmt: skip
     from bert_emd.data.download import carry_out
     from bert_emd.transfer import workplace
 
-    if all(step.whole for step in steps):
+    left = [step for step in steps if not step.whole]
+    if not left:
         return
-    with workplace(root, [(remote.name, sizes[remote] or 0) for step in steps for remote in step.remotes]) as work:
+    needed = [(remote.name, sizes[remote] or 0) for step in left for remote in step.remotes]
+    with failures.collected(*(step.bundle.name for step in left)), workplace(root, needed) as work:
         carry_out(
-            steps, work, mirror=config.mirror, checksums=config.checksums, fault=fault, retry=config.retry,
-            watcher=bars, done=_done_checked if config.checksums else _done,
+            left, work, mirror=config.mirror, checksums=config.checksums, fault=fault, retry=config.retry,
+            watcher=bars, failures=failures, done=_done_checked if config.checksums else _done,
         )  # fmt: skip
 
 
@@ -130,7 +161,8 @@ def _announce(steps: Sequence[Step], models: Sequence[ModelStep], sizes: dict[Re
             model.name, str(model.folder), megabytes(model.size) + unknown if model.files else "-",
             state if model.files else "there already and whole: kept",
         ))  # fmt: skip
-    console().print(table(rows, "what", "folder", "to fetch", ""))
+    if rows:
+        console().print(table(rows, "what", "folder", "to fetch", ""))
     total = sum(size or 0 for size in sizes.values()) + sum(model.size for model in models)
     if len(rows) > 1 and total:
         say(f"to fetch in all: {megabytes(total)}")

@@ -78,20 +78,19 @@ def add_config_arguments(
     ``leave_out`` get no flag; ``preset`` among them neither. The fields ``lists`` take several words, which are kept
     as a list.
     """
-    from bert_emd.training.config import RunConfig
-    from bert_emd.training.presets import PRESETS
     from bert_emd.training.resolve import field_types
-    from bert_emd.training.shared import TrainFields
     from bert_emd.training.trainer_fields import ACCEPTED, trainer_type
 
     parser.config_class = cls
     _add(parser.own, "config", str, "a YAML file that sets any of these options; a flag wins over it", metavar="FILE")
-    if issubclass(cls, RunConfig) and "preset" not in leave_out:
+    if cls.WITH_PRESETS and "preset" not in leave_out:
+        from bert_emd.training.presets import PRESETS
+
         presets = ", ".join(PRESETS)
         _add(parser.own, "preset", str, f"published settings instead of our defaults: {presets}", metavar="NAME")
     fields = [f for f in dataclasses.fields(cls) if f.name not in leave_out]
     add_field_arguments(parser, fields, field_types(cls), lists=lists)
-    if issubclass(cls, TrainFields):
+    if "trainer_args" in field_types(cls):
         group = parser.add_argument_group(_ENGINE)
         for name, text in ACCEPTED.items():
             if (kind := _installed_type(trainer_type, name)) is not None:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import datasets
-
 from bert_emd.data.examples import Examples
 from bert_emd.errors import UserError
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PaddingCollator", "collator", "encode"]
@@ -30,6 +29,8 @@ def encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_seq_lengt
 
     Raises `UserError` where ``max_seq_length`` leaves no room for any text.
     """
+    import datasets
+
     special = tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
     if max_seq_length <= special:
         raise UserError(f"max_seq_length {max_seq_length} leaves no room for text: {special} special tokens are added")

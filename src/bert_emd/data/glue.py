@@ -64,9 +64,11 @@ def load_glue(
         folder, local = found
         return from_hub_rows(local, task, part, source=f"{folder} ({part.hub})", needs_labels=needs_labels)
     wanted = part.tsv if part.hub is None else f"{part.tsv} or {part.hub}-*.parquet"
-    raise UserError(
-        f"no {wanted} for {task.name}: looked in {listing(folders)}; give --data_dir, the GLUE folder or the task's own"
-    )
+    advice = "give --data_dir, the GLUE folder or the task's own"
+    if part.name == "train_aug":
+        command = f"bert-emd augment --task_name {task.name} --data_dir {data_dir}"
+        advice = f"make it with `{command}`, or name one with --aug_file"
+    raise UserError(f"no {wanted} for {task.name}: looked in {listing(folders)}; {advice}")
 
 
 def find_tsv(task: Task, split: Split, data_dir: str | Path | None) -> Path | None:

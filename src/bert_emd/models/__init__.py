@@ -1,19 +1,27 @@
-"""Encoders: loading, tapping, and building students."""
+"""Encoders: loading, tapping, and building students.
 
-from bert_emd.models.labels import label_names, set_labels
-from bert_emd.models.loading import (
-    LoadReport,
-    check_folder,
-    has_tokenizer,
-    load_classifier,
-    load_config,
-    load_encoder,
-    load_tokenizer,
-)
+What needs PyTorch or Transformers is imported on first use: a download needs neither.
+"""
+
+from typing import TYPE_CHECKING
+
+from bert_emd.lazily import first_use
 from bert_emd.models.quiet import quiet
-from bert_emd.models.sixteen import SixteenBitMatrices
-from bert_emd.models.student import BuiltStudent, StudentShape, build_student, spread_layers
-from bert_emd.models.tap import Tap
+
+if TYPE_CHECKING:
+    from bert_emd.models.labels import label_names, set_labels
+    from bert_emd.models.loading import (
+        LoadReport,
+        check_folder,
+        has_tokenizer,
+        load_classifier,
+        load_config,
+        load_encoder,
+        load_tokenizer,
+    )
+    from bert_emd.models.sixteen import SixteenBitMatrices
+    from bert_emd.models.student import BuiltStudent, StudentShape, build_student, spread_layers
+    from bert_emd.models.tap import Tap
 
 __all__ = [
     "BuiltStudent",
@@ -33,3 +41,14 @@ __all__ = [
     "set_labels",
     "spread_layers",
 ]
+
+__getattr__ = first_use(__name__, {
+    **dict.fromkeys(("label_names", "set_labels"), "labels"),
+    **dict.fromkeys(
+        ("LoadReport", "check_folder", "has_tokenizer", "load_classifier", "load_config", "load_encoder",
+         "load_tokenizer"), "loading",
+    ),
+    "SixteenBitMatrices": "sixteen",
+    **dict.fromkeys(("BuiltStudent", "StudentShape", "build_student", "spread_layers"), "student"),
+    "Tap": "tap",
+})  # fmt: skip

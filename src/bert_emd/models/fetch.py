@@ -19,7 +19,9 @@ from bert_emd.models.hub_answer import ask
 from bert_emd.models.hub_names import hub_id
 from bert_emd.models.model_files import model_files
 from bert_emd.transfer import (
+    Failures,
     Retry,
+    UnreachableError,
     Wanted,
     Watcher,
     checksum_fault,
@@ -109,7 +111,7 @@ def plan_model(
             return ModelStep(name=name, folder=folder, revision=known.get("revision"), source=str(known.get("from")))
         if not overwrite:
             shown = "; ".join(f"{folder / file}: {why}" for file, why in bad.items())
-            raise UserError(f"damaged, so nothing was fetched: {shown}; --overwrite replaces it")
+            raise UserError(f"damaged, so nothing of {wanted} was fetched: {shown}; --overwrite replaces it")
     if mirror is not None and is_local(mirror):
         step = _from_folder(name, wanted, mirror_folder(mirror), folder)
     else:
@@ -128,29 +130,40 @@ def plan_model(
 
 
 def carry_out_models(
-    steps: Sequence[ModelStep], work: Path, *, retry: Retry, watcher: Watcher, done: Callable[[ModelStep], None]
+    steps: Sequence[ModelStep],
+    work: Path,
+    *,
+    retry: Retry,
+    watcher: Watcher,
+    failures: Failures,
+    done: Callable[[ModelStep], None],
 ) -> None:
-    """Bring each model to its folder, which appears whole.
+    """Bring each model to its folder, which appears whole; one that fails leaves the others to be tried, unless no
+    server is reached.
 
     Args:
         steps: the models; those that are whole are left alone.
         work: the place for what is under way (`bert_emd.transfer.workplace`).
         retry: how often to try again.
         watcher: is told how the transfers go.
+        failures: gets those that could not be had.
         done: is told each step that is done.
-
-    Raises:
-        UserError: one could not be had.
     """
-    for step in steps:
-        if step.files:
-            try:
-                _bring(step, work / step.folder.name, retry, watcher)
-            except OSError as error:
-                raise UserError(
-                    f"{step.folder} cannot be written: {error.strerror or error}; make room and run the same command "
-                    "again"
-                ) from error
+    left = [step for step in steps if step.files]
+    for i, step in enumerate(left):
+        try:
+            _bring(step, work / step.folder.name, retry, watcher)
+        except UnreachableError as error:
+            failures.add(error, *(other.name for other in left[i:]))
+            return
+        except UserError as error:
+            failures.add(error, step.name)
+        except OSError as error:
+            why = (
+                f"{step.folder} cannot be written: {error.strerror or error}; make room and run the same command again"
+            )
+            failures.add(UserError(why), step.name)
+        else:
             done(step)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers.utils import logging as engine_logging
-
 __all__ = ["quiet"]
 
 
 @contextmanager
 def quiet(*, bars: bool = True) -> Iterator[None]:
     """While it lasts, Transformers reports errors only and, with ``bars``, shows no progress of local files."""
+    from transformers.utils import logging as engine_logging
+
     level, shown = engine_logging.get_verbosity(), engine_logging.is_progress_bar_enabled()
     engine_logging.set_verbosity_error()
     if bars:

@@ -32,6 +32,8 @@ class CheckedConfig:
     """What the names of choices stand for that several configurations have."""
     CHOICES: ClassVar[dict[str, Any]] = {}
     """What the names of a subclass's own choices stand for."""
+    WITH_PRESETS: ClassVar[bool] = False
+    """Whether published settings (``--preset``) are for it."""
 
     def __post_init__(self) -> None:
         self._read()

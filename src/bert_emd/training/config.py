@@ -90,6 +90,8 @@ class DataConfig(MachineFields, TaskFields):
 class RunConfig(TrainFields, DataConfig):
     """What fine-tuning and distillation share."""
 
+    WITH_PRESETS: ClassVar[bool] = True
+
     # fmt: off
     train_file: str | None = opt(None, "your own training data: .csv, .tsv or .jsonl with a text column (or two) and a label column", group=DATA)
     select_on: SelectOn = opt("dev", "which rows choose the best checkpoint: dev, the validation rows that scores are reported on too (optimistic), or holdout, a tenth of the training rows (stratified, always the same) left out of training, where no test_file is reported on", group=DATA)
@@ -102,6 +104,12 @@ class RunConfig(TrainFields, DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(1, "early_stopping")
+
+    def without_effect(self) -> dict[str, str]:
+        """The fields that have no part under the other values, each with the reason."""
+        from bert_emd.training.effects import of_run
+
+        return of_run(self)
 
 
 @dataclass(frozen=True, kw_only=True)

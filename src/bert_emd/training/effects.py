@@ -5,20 +5,17 @@ from __future__ import annotations
 from bert_emd.data import find_task
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS
-from bert_emd.training.checked import CheckedConfig
 from bert_emd.training.config import DistillConfig, RunConfig
 from bert_emd.training.shared import TrainFields
 
-__all__ = ["OF_MAPPINGS", "of_mapping", "of_student", "of_training", "without_effect"]
+__all__ = ["OF_MAPPINGS", "of_mapping", "of_run", "of_student", "of_training"]
 
 OF_MAPPINGS = tuple(sorted(frozenset().union(*(mapping.uses for mapping in MAPPINGS.values()))))
 """Every option that only some mappings have."""
 
 
-def without_effect(config: CheckedConfig) -> dict[str, str]:
-    """The fields without effect, each with the reason."""
-    if not isinstance(config, RunConfig):
-        return config.without_effect()
+def of_run(config: RunConfig) -> dict[str, str]:
+    """Those of fine-tuning or a distillation."""
     found = {}
     if config.task_name is None and config.data_dir is not None:
         found["data_dir"] = "task_name is not set"

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from bert_emd.data import Examples, trivial_score
 from bert_emd.training.checked import CheckedConfig
-from bert_emd.training.effects import without_effect
 from bert_emd.training.inputs import RunData
 from bert_emd.training.resolve import with_sources_from_defaults
 from bert_emd.training.shared import TrainFields
@@ -43,7 +42,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Everything needed to run it again: configuration and where each value came from, versions, data, machine."""
     return {
-        **config_record(command, config, sources, without_effect(config)),
+        **config_record(command, config, sources, config.without_effect()),
         "versions": versions(),
         "machine": {
             "processor": platform.machine(),

@@ -1,4 +1,8 @@
-"""From flags, a config file and a preset to one checked configuration that knows where each value came from."""
+"""From flags, a config file and a preset to one checked configuration that knows where each value came from.
+
+The configurations of training bring PyTorch along, so they are imported only where they are asked about: the other
+commands start without it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,6 @@ from typing import Any, Generic, TypeVar
 
 from bert_emd.errors import UserError
 from bert_emd.training.checked import CheckedConfig
-from bert_emd.training.config import DataConfig, DistillConfig, FinetuneConfig, RunConfig
-from bert_emd.training.distill_checks import tinybert_switches
-from bert_emd.training.effects import without_effect
-from bert_emd.training.presets import preset_values
 from bert_emd.training.trainer_fields import ACCEPTED, OURS, REFUSED, check_trainer_args, trainer_type
 from bert_emd.training.values import convert, nearest, show
 
@@ -70,6 +70,9 @@ def resolve(
     preset_layer: dict[str, Any] = {}
     notes: list[str] = []
     if preset is not None:
+        from bert_emd.training.config import DataConfig
+        from bert_emd.training.presets import preset_values
+
         if not issubclass(cls, DataConfig):
             raise UserError(f"preset {preset} sets options of training; leave it out here")
         preset_layer, notes = preset_values(cls, preset, user)
@@ -77,6 +80,8 @@ def resolve(
         # The reference's prediction stage has warm-up and decay whatever the intermediate one has.
         layers[PRED_DISTILL] = {"lr_scheduler": "linear"}
     if user.get("tinybert"):
+        from bert_emd.training.distill_checks import tinybert_switches
+
         if all(user.get(name) is True for name in ("one_step", "use_emd", "new_pred_loss")):
             raise UserError("tinybert means one_step, use_emd and new_pred_loss false, and all three are given as true")
         schedule = {**preset_layer, **user}.get("schedule", "one-step")
@@ -100,7 +105,7 @@ def resolve(
         # These names count the rows of one forward, ours those of a step.
         values["train_batch_size"] *= values.get("gradient_accumulation_steps", 1)
     config = cls(**values)
-    unused = without_effect(config) if isinstance(config, RunConfig) else config.without_effect()
+    unused = config.without_effect()
     warnings = [
         f"{name} {show(getattr(config, name))} has no effect: {reason}"
         for name, reason in unused.items()
@@ -139,6 +144,8 @@ def unknown_name(
     names = spellings(cls)
     if name in OURS and OURS[name] in names:
         return UserError(f"{prefix}{name} is called {prefix}{OURS[name]} here")
+    from bert_emd.training.config import DistillConfig, FinetuneConfig
+
     for other, command in ((DistillConfig, "distill"), (FinetuneConfig, "finetune")):
         if not issubclass(cls, other) and name in spellings(other):
             return UserError(f"{prefix}{name}{suffix} is an option of `bert-emd {command}`; leave it out here")

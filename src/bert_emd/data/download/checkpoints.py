@@ -28,5 +28,7 @@ def plan_checkpoint(bundle: Bundle, root: Path, *, checksums: bool = True, overw
     step = examine(bundle, root / bundle.folder, checksums=checksums, fault=checksum_or_none)
     if step.faults and not overwrite:
         bad = "; ".join(f"{step.folder / name}: {why}" for name, why in step.faults.items())
-        raise UserError(f"not the published files, so nothing was fetched: {bad}; --overwrite replaces them")
+        raise UserError(
+            f"not the published files, so nothing of {bundle.name} was fetched: {bad}; --overwrite replaces them"
+        )
     return step

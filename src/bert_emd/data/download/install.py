@@ -14,7 +14,7 @@ from bert_emd.data.download.bundle import Bundle, Kind, Member, Remote
 from bert_emd.data.download.mrpc import build_mrpc
 from bert_emd.data.labels import listing
 from bert_emd.errors import UserError
-from bert_emd.transfer import Retry, UnreachableError, Wanted, Watcher, addresses, checksum_fault, fetch
+from bert_emd.transfer import Failures, Retry, UnreachableError, Wanted, Watcher, addresses, checksum_fault, fetch
 
 __all__ = ["Fault", "Step", "carry_out", "checksum_or_none", "examine"]
 
@@ -84,9 +84,10 @@ def carry_out(
     fault: Fault,
     retry: Retry,
     watcher: Watcher,
+    failures: Failures,
     done: Callable[[Step], None],
 ) -> None:
-    """Bring each bundle to its folder; one that fails leaves the others to be tried.
+    """Bring each bundle to its folder; one that fails leaves the others to be tried, unless no server is reached.
 
     Args:
         steps: the bundles; those that are whole are left alone.
@@ -96,29 +97,20 @@ def carry_out(
         fault: tells what is wrong with a file.
         retry: how often to try again.
         watcher: is told how the transfers go.
+        failures: gets those that could not be had.
         done: is told each step that is done.
-
-    Raises:
-        UserError: some could not be had; no server being reached ends it at once.
     """
-    failed: dict[str, UserError] = {}
-    for step in steps:
-        if step.whole:
-            continue
+    left = [step for step in steps if not step.whole]
+    for i, step in enumerate(left):
         try:
             _bring(step, work, mirror, checksums, fault, retry, watcher)
-        except UnreachableError:
-            raise
+        except UnreachableError as error:
+            failures.add(error, *(other.bundle.name for other in left[i:]))
+            return
         except UserError as error:
-            failed[step.bundle.name] = error
-            if step is not steps[-1] or len(failed) > 1:
-                watcher.note(f"{step.bundle.name} failed, the others are fetched all the same: {error}")
+            failures.add(error, step.bundle.name)
         else:
             done(step)
-    if len(failed) == 1:
-        raise next(iter(failed.values()))
-    if failed:
-        raise UserError(f"{listing(list(failed))} could not be had; the first of them: {next(iter(failed.values()))}")
 
 
 def _bring(

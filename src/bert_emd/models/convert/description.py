@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
 from bert_emd.errors import UserError
 from bert_emd.models.loading import why
@@ -70,6 +71,8 @@ def read_config(path: Path) -> tuple[BertConfig, list[str]]:
             f"{path}: hidden_size {config.hidden_size} is not a multiple of its {config.num_attention_heads} "
             "attention heads"
         )
+    if str(config.hidden_act) not in ACT2FN:
+        raise UserError(f"{path}: hidden_act {config.hidden_act!r} is unknown; BERT's is gelu, or gelu_new")
     return config, sorted(set(values) - set(taken) - set(_NOT_TAKEN))
 
 

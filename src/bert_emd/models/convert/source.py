@@ -84,20 +84,21 @@ def _in_folder(folder: Path, inside: bool) -> Source:
     prefixes |= {path.with_name(m["prefix"]) for path in files if (m := _DATA.fullmatch(path.name))}
     weights = [path for path in files if path.name == _TORCH_FILE]
     if len(prefixes) > 1:
-        return _one_of(folder, sorted(prefixes))
+        return _one_of(folder, sorted(prefixes), inside)
     if prefixes:
         note = f"{folder} holds a {_TORCH_FILE} too; the TensorFlow checkpoint is converted" if weights else None
         return _tensorflow(prefixes.pop(), note)
     if len(weights) == 1:
         return _torch(weights[0])
     if weights:
-        raise UserError(f"{folder} holds several {_TORCH_FILE}; name the folder of one of them")
+        advice = "unpack it and name" if inside else "name"
+        raise UserError(f"{folder} holds several {_TORCH_FILE}; {advice} the folder of one of them")
     if any(path.name == "model.safetensors" for path in files):
         raise UserError(f"{folder} holds a model.safetensors, which loads as it is; nothing needs to be converted")
     raise UserError(f"{folder} holds neither a TensorFlow checkpoint ({_USUAL_PREFIX}{_INDEX}, …) nor a {_TORCH_FILE}")
 
 
-def _one_of(folder: Path, prefixes: list[Path]) -> Source:
+def _one_of(folder: Path, prefixes: list[Path], inside: bool) -> Source:
     """The latest one by TensorFlow's own note, else the one with Google's name."""
     for state in sorted({prefix.parent / _STATE for prefix in prefixes}):
         try:
@@ -110,8 +111,9 @@ def _one_of(folder: Path, prefixes: list[Path]) -> Source:
     usual = [prefix for prefix in prefixes if prefix.name == _USUAL_PREFIX]
     if len(usual) == 1:
         return _tensorflow(usual[0], f"of {len(prefixes)} checkpoints, {_USUAL_PREFIX} is taken")
-    names = ", ".join(str(prefix.relative_to(folder)) for prefix in prefixes[:5])
-    raise UserError(f"{folder} holds {len(prefixes)} checkpoints ({names}, …); name one of them: {prefixes[0]}")
+    names = ", ".join(str(prefix.relative_to(folder)) for prefix in prefixes[:5]) + ", …" * (len(prefixes) > 5)
+    advice = "unpack it and name one of them" if inside else f"name one of them: {prefixes[0]}"
+    raise UserError(f"{folder} holds {len(prefixes)} checkpoints ({names}); {advice}")
 
 
 def _data_files(prefix: Path) -> list[Path]:

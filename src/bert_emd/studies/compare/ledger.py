@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from bert_emd.errors import UserError
 from bert_emd.training.config import RunConfig
-from bert_emd.training.effects import without_effect
 from bert_emd.training.outputs import complete_checkpoints, write_json
 from bert_emd.training.values import show
 
@@ -28,7 +27,7 @@ _PLACES = frozenset({
 
 def settings_of(config: RunConfig, *, all_of_them: bool = False) -> dict[str, Any]:
     """The values that decide a run's numbers, as JSON reads them back; values without effect left out, or not."""
-    unused = () if all_of_them else without_effect(config)
+    unused = () if all_of_them else config.without_effect()
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _PLACES and k not in unused}
     return dict(json.loads(json.dumps(values)))
 

@@ -13,7 +13,6 @@ from bert_emd.errors import UserError
 from bert_emd.models import label_names, load_config
 from bert_emd.studies.sweep.config import SweepConfig
 from bert_emd.studies.sweep.space import Range, Space, read_space
-from bert_emd.training.effects import without_effect
 from bert_emd.training.inputs import RunData, load_run_data
 from bert_emd.training.presets import published_values
 from bert_emd.training.start import check_start
@@ -68,7 +67,7 @@ def idle_options(config: SweepConfig, space: Space) -> dict[str, str]:
     idle: dict[str, str] | None = None
     for values in _combinations(space):
         try:
-            here = without_effect(config.trial(values))
+            here = config.trial(values).without_effect()
         except UserError:
             continue  # `check_space` says so
         idle = here if idle is None else {name: idle[name] for name in idle if name in here}

@@ -19,7 +19,6 @@ from bert_emd.studies.sweep.asking import counted, values_of
 from bert_emd.studies.sweep.config import SweepConfig
 from bert_emd.studies.sweep.space import Space
 from bert_emd.training.config import DistillConfig
-from bert_emd.training.effects import without_effect
 from bert_emd.training.outputs import write_json, write_whole
 from bert_emd.training.records import render_table
 from bert_emd.training.values import show
@@ -149,7 +148,7 @@ def _cell(value: Any) -> str:
 def best_yaml(facts: Facts, best: FrozenTrial) -> str:
     """The best trial's settings as ``bert-emd distill --config`` takes them; those without effect as comments."""
     config = facts.config.trial(values_of(facts.space, best.params))
-    idle = without_effect(config)
+    idle = config.without_effect()
     lines = [
         f"# Trial {best.number} of a search on {facts.task}: {facts.metric} {best.value:.4f} on {facts.selected_on}.",
         "# bert-emd distill --config best.yaml --output_dir FOLDER",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -151,10 +152,16 @@ def _target(config: AugmentConfig, rows: SourceRows) -> Path:
     for path in (*rows.read, config.glove_embs, config.stop_words_file):
         if path is not None and target.exists() and Path(path).exists() and target.samefile(path):
             raise UserError(f"output_file {target} is read by this command; name another")
+    record = record_of(target)
+    if record.exists() and not _is_record(record):
+        raise UserError(
+            f"{record}, where the record of this run goes, is there already and is no such record; move it, or name "
+            "another --output_file"
+        )
     if target.exists():
-        if not record_of(target).is_file():
+        if not record.is_file():
             raise UserError(
-                f"{target} is there already and `bert-emd augment` has left no {record_of(target).name} beside it, so "
+                f"{target} is there already and `bert-emd augment` has left no {record.name} beside it, so "
                 "it is not replaced; name another --output_file"
             )
         if not config.overwrite_output_file:
@@ -162,6 +169,14 @@ def _target(config: AugmentConfig, rows: SourceRows) -> Path:
                 f"{target} is there already; name another --output_file, or replace it with --overwrite_output_file"
             )
     return target
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("command") == "augment"
 
 
 def _candidates(config: AugmentConfig, stop_words: frozenset[str]) -> tuple[Candidates, dict[str, str]]:
