@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 from bert_emd.cli.main import main
 
@@ -148,20 +150,60 @@ def test_an_earlier_run_is_not_overwritten(
     assert len(list((tmp_path / "texts").iterdir())) == 1
 
 
-def test_ctrl_c_names_the_checkpoint(tmp_path: Path, encoder: str, text: str) -> None:
-    out = tmp_path / "out"
-    flags = command(encoder, text, out, "--max_steps", "100000", "--save_steps", "5")
-    del flags[flags.index("--max_steps") : flags.index("--max_steps") + 2]
-    process = subprocess.Popen(
+def start(flags: list[str]) -> subprocess.Popen[str]:
+    """The command in a process of its own that hears Ctrl-C, as one in a terminal does."""
+    return subprocess.Popen(
         [sys.executable, "-m", "bert_emd.cli", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), env=os.environ,
     )  # fmt: skip
-    for _ in range(3000):
+
+
+@pytest.fixture(scope="module")
+def lasting() -> tuple[str, ...]:
+    """Flags of a run that is long enough to be stopped in its middle."""
+    return ("--student_layers", "2", "--max_steps", "400", "--save_steps", "20", "--learning_rate", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def unstopped(
+    tmp_path_factory: pytest.TempPathFactory, encoder: str, text: str, lasting: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """The student of that run where nobody stops it."""
+    out = tmp_path_factory.mktemp("unstopped") / "out"
+    process = start(command(encoder, text, out, *lasting))
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    tmp_path: Path,
+    encoder: str,
+    text: str,
+    lasting: tuple[str, ...],
+    unstopped: dict[str, torch.Tensor],
+    how: signal.Signals,
+) -> None:
+    """Ctrl-C, a scheduler's SIGTERM, or no warning at all: the resumed run's student is the same to the bit."""
+    out = tmp_path / "out"
+    process = start(command(encoder, text, out, *lasting))
+    for _ in range(15000):
         if list(out.glob("checkpoint-*/trainer_state.json")) or process.poll() is not None:
             break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    process.send_signal(how)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 130, said
-    assert "the last checkpoint is" in said
-    assert "--resume_from_checkpoint true" in said
+    assert not (out / "model.safetensors").exists()
+    if how == signal.SIGINT:
+        assert process.returncode == 130, said
+        assert "the last checkpoint is" in said
+        assert "--resume_from_checkpoint true" in said
+    else:
+        assert process.returncode == -how, said
+    again = start(command(encoder, text, out, *lasting, "--resume_from_checkpoint", "true"))
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    resumed = load_file(out / "model.safetensors")
+    assert resumed.keys() == unstopped.keys()
+    assert all(torch.equal(resumed[name], unstopped[name]) for name in unstopped)
