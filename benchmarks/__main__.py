@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--parts step,memory,epoch,solver,growth,augment] [--out FOLDER]`."""
+"""`python -m benchmarks [--quick] [--parts step,memory,epoch,solver,growth,augment,dropout] [--out FOLDER]`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 from benchmarks import epoch as epoch_part
 from benchmarks import growth as growth_part
 from benchmarks.augmentation import augmentation
+from benchmarks.dropout import dropout
 from benchmarks.harness import CASES, machine
 from benchmarks.report import markdown
 from benchmarks.solver import solver
 from benchmarks.step import memory, times
 
-PARTS = ("step", "memory", "epoch", "solver", "growth", "augment")
+PARTS = ("step", "memory", "epoch", "solver", "growth", "augment", "dropout")
 
 
 def main() -> None:
@@ -74,6 +75,8 @@ def main() -> None:
             result["lengths"] = "real MRPC training rows" if real else "drawn like MRPC's"
         elif part == "solver":
             result = solver()
+        elif part == "dropout":
+            result = dropout(cases, repeats)
         elif part == "augment":
             result = augmentation(repeats, quick=args.quick)
         else:

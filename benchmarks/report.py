@@ -17,6 +17,7 @@ def markdown(found: dict[str, Any]) -> str:
         "solver": _solver,
         "growth": _growth,
         "augment": _augment,
+        "dropout": _dropout,
     }
     sections = []
     for part, write in writers.items():
@@ -81,6 +82,13 @@ def _augment(result: dict[str, Any]) -> str:
             for entry in result["models"] for side, value in entry["seconds a sentence"].items()]  # fmt: skip
     head = f"## Augmentation: median milliseconds a sentence of 22 words, {result['N']} variants of each"
     return head + "\n\n" + _table(["model", "", "milliseconds", "times as fast"], rows)
+
+
+def _dropout(result: list[dict[str, Any]]) -> str:
+    rows = [[entry["case"]["name"].split(" to ")[1], way, _spread(value), f"{entry['times as fast'][way]:.2f}"]
+            for entry in result for way, value in entry["seconds"].items()]  # fmt: skip
+    head = "## A student alone, forward and backward: median seconds with torch's dropout, ours and none"
+    return head + "\n\n" + _table(["student", "dropout", "seconds", "times as fast"], rows)
 
 
 def _growth(result: dict[str, list[dict[str, Any]]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from bert_emd.errors import UserError
 from bert_emd.method import Features, Mapping, MappingLoss, Needs, Projected, hard_loss, prediction_loss
-from bert_emd.models import SixteenBitMatrices, Tap
+from bert_emd.models import SixteenBitMatrices, Tap, attach_quick_dropout
 from bert_emd.training.teacher_cache import TeacherCache
 
 __all__ = ["Distiller", "LossOptions"]
@@ -78,6 +78,7 @@ class Distiller(nn.Module):
                 count = 1 if share_projection else student.config.num_hidden_layers + 1
                 self.projection = nn.ModuleList(_projection(narrow, wide) for _ in range(count))
         self.student_tap = Tap(student, needs)
+        self._undo_dropout: Callable[[], None] | None = None
         wanted = mapping.teacher_needs if mapping is not None else Needs()
         self.teacher_tap = Tap(teacher, wanted) if teacher is not None else None
         self._matrices: SixteenBitMatrices | None = None
@@ -92,7 +93,9 @@ class Distiller(nn.Module):
         return self._teacher[0]
 
     def attach(self) -> None:
-        """Start tapping both models; `detach` leaves them as they were."""
+        """Start tapping both models, the student with quick dropout; `detach` leaves them as they were."""
+        if self._undo_dropout is None:
+            self._undo_dropout = attach_quick_dropout(self.student)  # before the tap, which then goes around it
         self.student_tap.attach()
         if self.teacher_tap is not None:
             self.teacher_tap.attach()
@@ -101,6 +104,9 @@ class Distiller(nn.Module):
     def detach(self) -> None:
         """Stop tapping."""
         self.student_tap.detach()
+        if self._undo_dropout is not None:
+            self._undo_dropout()
+            self._undo_dropout = None
         if self.teacher_tap is not None:
             self.teacher_tap.detach()
             self._restore_precision()

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bert_emd.errors import UserError
-from bert_emd.models import quiet
+from bert_emd.models import quick_dropout, quiet
 from bert_emd.training.best import BestKeeper, best_checkpoint
 from bert_emd.training.config import DistillConfig
 from bert_emd.training.distiller import Distiller, LossOptions
@@ -53,10 +53,11 @@ class EncoderTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the engine does it, with memory kept between steps on a CPU."""
+        """As the engine does it, with memory kept between steps and quick dropout on a CPU."""
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        return super().train(*args, **kwargs)
+        with quick_dropout(self.product):
+            return super().train(*args, **kwargs)
 
     @property
     def product(self) -> PreTrainedModel:
