@@ -77,10 +77,10 @@ def test_rows_and_their_variants_are_written_and_recorded(masked: str, train: st
             assert changed
             assert {before[k] for k in changed} <= {*ANIMALS, *FOODS, *PLACES, "ate", "moonlight,"}
     assert at == len(written)
-    record = json.loads((tmp_path / "train_aug.run.json").read_text())
+    record = json.loads((tmp_path / "train_aug.csv.run.json").read_text())
     assert (record["command"], record["result"]["variants"]) == ("augment", result.variants)
     assert record["config"]["seed"] == 42
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.csv", "train_aug.csv", "train_aug.run.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.csv", "train_aug.csv", "train_aug.csv.run.json"]
 
 
 def test_neighbours_for_all_words_where_there_is_no_head(encoder: str, train: str, caplog: Any) -> None:
@@ -230,11 +230,21 @@ def test_a_file_that_another_process_finishes_meanwhile_is_left_alone(tmp_path: 
 
 @pytest.mark.parametrize("content", ["mine", "[1]", '{"command": "distill"}', ""])
 def test_a_file_in_the_records_place_is_left_alone(encoder: str, train: str, tmp_path: Path, content: str) -> None:
-    (tmp_path / "train_aug.run.json").write_text(content)
-    with pytest.raises(UserError, match=r"train_aug\.run\.json, .* is no such record; move it"):
+    (tmp_path / "train_aug.csv.run.json").write_text(content)
+    with pytest.raises(UserError, match=r"train_aug\.csv\.run\.json, .* is no such record; move it"):
         augment(config(train, model_name_or_path=encoder))
-    assert (tmp_path / "train_aug.run.json").read_text() == content
+    assert (tmp_path / "train_aug.csv.run.json").read_text() == content
     assert not (tmp_path / "train_aug.csv").exists()
+
+
+def test_files_of_one_name_in_two_forms_have_a_record_each(encoder: str, train: str, tmp_path: Path) -> None:
+    rows = rows_of(train)
+    lines = tmp_path / "train.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (train, str(lines)):
+        augment(config(source, model_name_or_path=encoder))
+        record = json.loads((tmp_path / f"train_aug{Path(source).suffix}.run.json").read_text())
+        assert record["config"]["train_file"] == source
 
 
 def test_an_earlier_file_is_replaced_only_when_asked_and_only_if_it_is_ours(
@@ -248,7 +258,7 @@ def test_an_earlier_file_is_replaced_only_when_asked_and_only_if_it_is_ours(
     assert first.path.read_bytes() != before
     (tmp_path / "mine.csv").write_text("precious")
     for name, message in (
-        ("mine.csv", "has left no mine.run.json beside it"),
+        ("mine.csv", "has left no mine.csv.run.json beside it"),
         ("train.csv", "is read by this command"),
         ("new.tsv", r"must end in \.csv"),
     ):

@@ -122,7 +122,7 @@ def augment(config: AugmentConfig, *, sources: Mapping[str, str] | None = None) 
 
 def record_of(target: Path) -> Path:
     """Where the record of an augmented file lies."""
-    return target.with_name(f"{target.stem}.run.json")
+    return target.with_name(f"{target.name}.run.json")
 
 
 def _rows(config: AugmentConfig) -> SourceRows:
