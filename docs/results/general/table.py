@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bert_emd.studies.compare.statistics import paired_difference
+
 HERE = Path(__file__).resolve().parent
 TASKS = {"MRPC": "accuracy", "STS-B": "spearmanr"}
 ARMS = {
@@ -79,6 +81,27 @@ def table(found: dict[str, Any], task: str) -> list[str]:
     return lines
 
 
+def worth(found: dict[str, Any]) -> list[str]:
+    """What each step is worth by `last`, paired by seed, with its interval."""
+    lines = ["| by `last`, paired by seed, 95 % t interval | MRPC | STS-B |", "|---|---|---|"]
+    for arm, baseline in (("general", "fresh"), ("augmented", "general")):
+        cells = []
+        for task, metric in TASKS.items():
+            own, other = (
+                {
+                    seed: 100 * run["last"][metric]
+                    for seed in SEEDS
+                    if (run := found["runs"].get(f"{task}/{of}-seed{seed}"))
+                }
+                for of in (arm, baseline)
+            )
+            found_of = paired_difference(own, other)
+            known = found_of["low"] is not None
+            cells.append("{mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**found_of) if known else "")
+        lines.append(f"| {ARMS[arm]}, less {ARMS[baseline]} | {' | '.join(cells)} |")
+    return lines
+
+
 def before(found: dict[str, Any]) -> list[str]:
     """Markdown rows of what is done once: preparing, general distillation, augmentation."""
     titles = {
@@ -100,7 +123,7 @@ def before(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Write runs.json and put the tables between general.md's markers."""
     found = collect(Path(sys.argv[1]))
-    blocks = ["\n".join(before(found)), *("\n".join(table(found, task)) for task in TASKS)]
+    blocks = ["\n".join(before(found)), *("\n".join(table(found, task)) for task in TASKS), "\n".join(worth(found))]
     page = HERE.parent / "general.md"
     text = page.read_text()
     start, end = "<!-- tables -->", "<!-- end of tables -->"
