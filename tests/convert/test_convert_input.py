@@ -91,6 +91,7 @@ def test_a_vocabulary_of_another_size_is_refused(
     [
         ("\n".join(("x", *VOCABULARY[1:])).encode(), "has no [PAD]"),
         (b"[PAD]\n\xff\xfe\n", "vocab.txt:2: not UTF-8"),
+        ("\n".join((*VOCABULARY[:-1], "[PAD]")).encode(), f"vocab.txt:{len(VOCABULARY)}: [PAD] stands there again"),
     ],
 )
 def test_a_file_that_is_no_vocabulary_is_refused(

@@ -80,7 +80,7 @@ def read_vocabulary(path: Path, config: BertConfig, *, do_lower_case: bool | Non
             from whether the vocabulary has capital letters.
 
     Raises:
-        UserError: it is no text, of another size than the model, or lacks BERT's special tokens.
+        UserError: it is no text, of another size than the model, or lacks one of BERT's special tokens or has it twice.
     """
     entries = _read(path)
     if len(entries) != config.vocab_size:
@@ -90,6 +90,14 @@ def read_vocabulary(path: Path, config: BertConfig, *, do_lower_case: bool | Non
         )
     if lacking := [token for token in _SPECIAL if token not in set(entries)]:
         raise UserError(f"{path} has no {', '.join(lacking)}; take the vocabulary that belongs to the checkpoint")
+    # Of another entry that stands twice the last place counts, as for the tokenizer that the model was trained with.
+    for token in _SPECIAL:
+        places = [number for number, entry in enumerate(entries, start=1) if entry == token]
+        if len(places) > 1:
+            raise UserError(
+                f"{path}:{places[1]}: {token} stands there again (first in line {places[0]}); take the vocabulary that "
+                "belongs to the checkpoint"
+            )
     told = _told(path.with_name("tokenizer_config.json"))
     capitals = sum(any(unicodedata.category(c) == "Lu" for c in entry) for entry in entries if entry not in _SPECIAL)
     cased = capitals > _CASED * len(entries)
