@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,9 @@ def distiller_of(teacher: PreTrainedModel, student: PreTrainedModel, mapping: st
     return distiller.train()
 
 
-def ours(teacher: PreTrainedModel, student: PreTrainedModel, *, bf16: bool = False) -> Step:
-    """The whole step of `bert-emd distill`."""
-    distiller = distiller_of(teacher, student)
+def ours(teacher: PreTrainedModel, student: PreTrainedModel, *, mapping: str = "emd", bf16: bool = False) -> Step:
+    """The whole step of `bert-emd distill`; with mapping kd the two models alone, as this package runs them."""
+    distiller = distiller_of(teacher, student, mapping)
 
     def step(batch: dict[str, Tensor]) -> None:
         distiller.zero_grad(set_to_none=True)
@@ -68,8 +69,10 @@ def reference(teacher: PreTrainedModel, student: PreTrainedModel) -> Step:
 
 SIDES: dict[str, Callable[[PreTrainedModel, PreTrainedModel], Step]] = {
     "lower bound": lower_bound,
+    "without mapping": partial(ours, mapping="kd"),
     "bert-emd": ours,
-    "lower bound, bf16": lambda t, s: lower_bound(t, s, bf16=True),
-    "bert-emd, bf16": lambda t, s: ours(t, s, bf16=True),
+    "lower bound, bf16": partial(lower_bound, bf16=True),
+    "without mapping, bf16": partial(ours, mapping="kd", bf16=True),
+    "bert-emd, bf16": partial(ours, bf16=True),
     "reference": reference,
 }
