@@ -60,7 +60,7 @@ def test_every_line_can_be_a_document(tmp_path: Path) -> None:
 def test_long_lines_are_cut_between_words_and_lose_nothing(tmp_path: Path, line_break: Any) -> None:
     line = " ".join(f"word{i}" for i in range(300_000))
     path = write(tmp_path / "a.txt", f"{line}\nnext one\n\nlast")
-    corpus = FileCorpus([path], document_break=line_break)
+    corpus = FileCorpus([path], document_break=line_break, clean=True)
     pieces = list(corpus.pieces())
     expected = [f"{line} next one", "last"] if line_break == "blank" else [line, "next one", "last"]
     assert joined(pieces) == expected
@@ -71,7 +71,7 @@ def test_long_lines_are_cut_between_words_and_lose_nothing(tmp_path: Path, line_
 
 def test_a_line_without_white_space_is_cut_all_the_same(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "x" * 3_000_000)
-    pieces = list(FileCorpus([path]).pieces())
+    pieces = list(FileCorpus([path], clean=True).pieces())
     assert "".join(text for text, _ in pieces) == "x" * 3_000_000
     assert max(len(text) for text, _ in pieces) <= 60_000
 
@@ -93,9 +93,39 @@ def test_control_characters_are_removed_and_counted(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.txt", "one\x00\x07 two\x85three\tfour\n\x1bfive ❤\u200d six\ufffd and enough words around\n"
     )
-    corpus = FileCorpus([path])
+    corpus = FileCorpus([path], clean=True)
     assert documents(corpus) == ["one two three four five ❤\u200d six and enough words around"]
     assert corpus.cleaner.removed == 4
+
+
+LONG = b"x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        (b"one\ntwo\x07 three\n", 2, r"a control character \(U\+0007\)"),
+        (b"one\n" * 1_500_000 + b"a\x00b\n" + LONG + b"y", 1_500_001, r"a control character \(U\+0000\)"),
+        (LONG + b"y", 1, "a line of more than a megabyte"),
+        (b"one\n\n" + LONG + b"y\nlast\n", 3, "a line of more than a megabyte"),
+        # Over the end of what is read at a time, and one that is as long as two of them.
+        (b"word\n" * 800_000 + LONG + b"y\n", 800_001, "a line of more than a megabyte"),
+        (b"one\n" + LONG * 9 + b"\n" + LONG * 2, 2, "a line of more than a megabyte"),
+    ],
+    ids=["control", "control far on", "one line", "third line", "across", "longer than a chunk"],
+)
+def test_text_that_needs_cleaning_is_refused_unless_that_is_asked_for(
+    content: bytes, line: int, what: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises(UserError, match=rf"a\.txt:{line}: {what}; mend the file, or .* --clean_corpus"):
+        FileCorpus([path])
+    assert FileCorpus([path], clean=True).size == len(content)
+
+
+@pytest.mark.parametrize("content", [LONG, LONG + b"\n" + LONG, (LONG + b"\n") * 9, b"\n" + LONG + b"\n\n"])
+def test_lines_of_a_megabyte_are_taken(content: bytes, tmp_path: Path) -> None:
+    assert FileCorpus([write(tmp_path / "a.txt", content)]).size == len(content)
 
 
 def test_cutting_is_undone_by_joining() -> None:

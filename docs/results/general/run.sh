@@ -43,7 +43,7 @@ if [ $# -gt 3 ]; then
         [ -f "$out/general/metrics.json" ] && exit 0
         [ -f "$out/corpus.txt" ] || timed corpus "$python" "$here/corpus.py" "$data" "$out/corpus.txt"
         [ -f "$out/corpus/corpus.json" ] || timed prepare "${cli[@]}" general-distill --teacher_model "$encoder" \
-            --train_corpus "$out/corpus.txt" --output_dir "$out/corpus" --prepare_only
+            --train_corpus "$out/corpus.txt" --clean_corpus --output_dir "$out/corpus" --prepare_only
         # shellcheck disable=SC2046
         timed general "${cli[@]}" general-distill --teacher_model "$encoder" --pregenerated_data "$out/corpus" \
             --output_dir "$out/general" "${shape[@]}" --num_train_epochs "$general_epochs" \

@@ -36,6 +36,7 @@ _PACKED = {
     b"\xfd7zXZ": "xz",
 }
 _MANY_CONTROLS = 0.1
+_LONG_LINE = 1_000_000
 _CONTROLS = bytes(i for i in range(32) if i not in b"\t\n\v\f\r")
 
 
@@ -101,14 +102,17 @@ class FileCorpus:
         paths: files of text, JSON lines (``.jsonl``, ``.json``) or Parquet (``.parquet``).
         document_break: what ends a document in a text file.
         text_columns: of Parquet and JSON-lines files; None looks for them.
+        clean: take text files with lines of more than a megabyte, which are then cut, or with control characters, which
+            are removed. (In the rows of the other files, where nobody sees them, control characters always are.)
 
     Raises:
-        UserError: a file that is missing, empty, truncated, packed, binary or not UTF-8.
+        UserError: a file that is missing, empty, truncated, packed, binary or not UTF-8, or has to be cleaned.
     """
 
     paths: list[Path]
     document_break: DocumentBreak = "blank"
     text_columns: tuple[str, ...] | None = None
+    clean: bool = False
     cleaner: Cleaner = field(default_factory=Cleaner)
 
     def __post_init__(self) -> None:
@@ -122,7 +126,7 @@ class FileCorpus:
                     self._prints.append(_print(path))
                 else:
                     size = path.stat().st_size
-                    self._prints.append(_checked_text(path))
+                    self._prints.append(_checked_text(path, clean=self.clean or _kind(path) != "text"))
             except OSError as error:
                 raise UserError(f"cannot read {path}: {one_line(error)}") from error
             self.size += size
@@ -169,10 +173,11 @@ def _print(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _checked_text(path: Path) -> str:
-    """The fingerprint of a file that is UTF-8 text to its end."""
+def _checked_text(path: Path, *, clean: bool) -> str:
+    """The fingerprint of a file that is UTF-8 text to its end, and needs no cleaning unless that was asked for."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
-    lines = size = controls = 0
+    lines = size = controls = open_line = 0
+    unclean: tuple[int, str] | None = None
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             if not size:
@@ -182,14 +187,46 @@ def _checked_text(path: Path) -> str:
                 if chunk.startswith(b"PAR1"):
                     raise UserError(f"{path} is a Parquet file; let its name end in .parquet")
             size += len(chunk)
-            controls += len(chunk) - len(chunk.translate(None, _CONTROLS))
+            found = len(chunk) - len(chunk.translate(None, _CONTROLS))
+            controls += found
+            long, open_line = _long_line(chunk, open_line)
+            if unclean is None and found:
+                first = min(at for c in _CONTROLS if (at := chunk.find(c)) >= 0)
+                unclean = lines + chunk.count(b"\n", 0, first) + 1, f"a control character (U+{chunk[first]:04X})"
+            elif unclean is None and long is not None:
+                unclean = lines + chunk.count(b"\n", 0, max(0, long)) + 1, "a line of more than a megabyte"
             _check_utf8(decoder, chunk, path, lines)
             digest.update(chunk)
             lines += chunk.count(b"\n")
     _check_utf8(decoder, b"", path, lines, final=True)
     if controls > _MANY_CONTROLS * size:
         raise UserError(f"{path} is no text: {controls / size:.0%} of it are control characters; name a text file")
+    if unclean is not None and not clean:
+        line, what = unclean
+        raise UserError(
+            f"{path}:{line}: {what}; mend the file, or let long lines be cut and control characters removed with "
+            "--clean_corpus"
+        )
     return digest.hexdigest()
+
+
+def _long_line(chunk: bytes, open_line: int) -> tuple[int | None, int]:
+    """Where a line of more than a megabyte begins in a chunk, and how long the line is that the chunk leaves open.
+
+    Args:
+        chunk: the next bytes.
+        open_line: how many bytes before them belong to the same line.
+    """
+    start, found = -open_line, None
+    while True:
+        stop = start + _LONG_LINE + 1
+        last = chunk.rfind(b"\n", max(0, start), max(0, stop))
+        if last < 0 and stop <= len(chunk):
+            found = start if found is None else found
+            last = chunk.find(b"\n", stop)
+        if last < 0:
+            return found, len(chunk) - start
+        start = last + 1
 
 
 def _check_utf8(decoder: Any, chunk: bytes, path: Path, lines: int, *, final: bool = False) -> None:

@@ -40,6 +40,7 @@ class GeneralDistillConfig(TrainFields, MatchingFields):
     prepare_only: bool = opt(False, "only prepare the corpus in output_dir, for any number of later runs", group=DATA)
     text_columns: tuple[str, ...] | None = opt(None, "the columns of text in Parquet, JSON-lines and hub rows, joined in this order, separated by a comma (default: text, or the only one)", group=DATA)
     document_break: DocumentBreak = opt("blank", "what ends a document in a text file: blank, a blank line; line, every line", group=DATA)
+    clean_corpus: bool = opt(False, "cut lines of more than a megabyte and remove control characters; otherwise a text file with such is refused", group=DATA)
     max_seq_length: int = opt(128, "tokens of a sequence, special ones among them; longer documents go on in the next", group=DATA, aliases=("max_seq_len",))
     short_seq_prob: float = opt(0.0, "the part of the sequences that end early, at a random length, and are padded (the reference's preparation: 0.1)", group=DATA)
     eval_share: float = opt(0.01, "the part of the sequences, evenly spread, that is left out of training and measured on; 0: none", group=DATA)
@@ -113,8 +114,16 @@ class GeneralDistillConfig(TrainFields, MatchingFields):
                 found[name] = "dataset_name is not set"
         else:
             found["document_break"] = "a row of a data set is a document"
+            found["clean_corpus"] = "control characters in a data set's rows are removed anyway"
         if self.pregenerated_data is not None and is_store(Path(self.pregenerated_data)):
-            made = ("document_break", "text_columns", "short_seq_prob", "num_workers", "corpus_cache_dir")
+            made = (
+                "document_break",
+                "clean_corpus",
+                "text_columns",
+                "short_seq_prob",
+                "num_workers",
+                "corpus_cache_dir",
+            )
             found |= dict.fromkeys(made, "pregenerated_data is prepared already")
         if self.student_model is None:
             found["continue_train"] = "student_model is not set"

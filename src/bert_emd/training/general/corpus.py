@@ -65,7 +65,7 @@ def corpus_of(config: GeneralDistillConfig, given: CorpusSource) -> Corpus | Tok
             raise UserError(
                 f"{path} holds masked examples of another program; name the text itself with --train_corpus"
             )
-    return FileCorpus(corpus_files(paths), config.document_break, config.text_columns)
+    return FileCorpus(corpus_files(paths), config.document_break, config.text_columns, config.clean_corpus)
 
 
 def _paths(config: GeneralDistillConfig, given: CorpusSource) -> list[str | Path]:
