@@ -17,6 +17,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from bert_emd.cli.main import main
+from bert_emd.training.outputs import complete_checkpoints
 
 
 def command(encoder: str, text: Any, out: Path, *more: str) -> list[str]:
@@ -189,7 +190,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     out = tmp_path / "out"
     process = start(command(encoder, text, out, *lasting))
     for _ in range(15000):
-        if list(out.glob("checkpoint-*/trainer_state.json")) or process.poll() is not None:
+        if complete_checkpoints(out) or process.poll() is not None:
             break
         time.sleep(0.02)
     process.send_signal(how)

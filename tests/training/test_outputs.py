@@ -29,7 +29,7 @@ def filled(folder: Path, *names: str) -> Path:
     for name in names or ("model.safetensors",):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
+        path.write_text("{}" if path.name == "trainer_state.json" else name)
     return folder
 
 
@@ -282,3 +282,13 @@ def test_a_model_is_installed_without_its_score_and_its_weights_come_last(
     assert sorted(moved) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert moved[-1] == "model.safetensors"
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {name: name for name in moved}
+
+
+@pytest.mark.parametrize("content", ["", '{"global_step": 9, "log_hist'])
+def test_a_checkpoint_whose_last_file_is_half_written_is_none(tmp_path: Path, content: str) -> None:
+    """A run may be stopped in the middle of writing it."""
+    filled(tmp_path, *(f"checkpoint-{n}/{file}" for n in (3, 9) for file in ("optimizer.pt", "trainer_state.json")))
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text(content)
+    assert resume_point(str(tmp_path), "true") == tmp_path / "checkpoint-3"
+    with pytest.raises(UserError, match="checkpoint-9 is not a complete checkpoint"):
+        resume_point(str(tmp_path), str(tmp_path / "checkpoint-9"))

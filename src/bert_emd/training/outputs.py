@@ -214,9 +214,16 @@ def complete_checkpoints(folder: Path, *, resumable: bool = True) -> list[Path]:
         folder: the output folder.
         resumable: only those with the optimiser's state; ``save_only_model`` leaves it out.
     """
-    needed = ("trainer_state.json", "optimizer.pt") if resumable else ("trainer_state.json",)
     found = _checkpoints(folder) if folder.is_dir() else []
-    return [path for path in found if all((path / name).is_file() for name in needed)]
+    return [path for path in found if _is_whole(path) and (not resumable or (path / "optimizer.pt").is_file())]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the trainer's state, which comes last, is there to its end: a run may be stopped while it is written."""
+    try:
+        return isinstance(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def resume_point(folder: str | None, wanted: str | None) -> Path | None:
@@ -241,8 +248,10 @@ def resume_point(folder: str | None, wanted: str | None) -> Path | None:
             f"there is no complete checkpoint in {folder} to resume from; leave out --resume_from_checkpoint"
         )
     checkpoint = Path(wanted)
-    if not (checkpoint / "trainer_state.json").is_file():
-        raise UserError(f"{wanted} is not a complete checkpoint (no trainer_state.json); name a checkpoint-N folder")
+    if not _is_whole(checkpoint):
+        raise UserError(
+            f"{wanted} is not a complete checkpoint (no whole trainer_state.json); name a checkpoint-N folder"
+        )
     if not (checkpoint / "optimizer.pt").is_file():
         raise UserError(_not_resumable(checkpoint))
     # The run's best model and record lie beside the checkpoint, and the run goes on writing there.
