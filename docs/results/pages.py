@@ -83,9 +83,13 @@ def _tables(wanted: Mapping[str, Any], data: Mapping[str, Any], name: str) -> li
     lines = []
     for table in study["tables"]:
         own = [cell for cell in study["cells"] if (cell["task"], cell["layers"]) == (table["task"], table["layers"])]
-        lines += [f"### {table_title(table, metrics)}", "", *table_markdown(table, study), ""]
+        lines += [f"### {table_title(table, metrics)}", ""]
+        part = [*table_markdown(table, study), ""]
         if commands := missing(wanted, own, data["commands"]):
-            lines += ["Not run; the cells stay blank until these commands are:", "", "```bash", *commands, "```", ""]
+            part += ["Not run; the cells stay blank until these commands are:", "", "```bash", *commands, "```", ""]
+        if not any(row["by_seed"]["last"] for row in table["rows"]):
+            part = ["<details><summary>Not run yet: the blank table</summary>", "", *part, "</details>", ""]
+        lines += part
     if any(cell["state"] == "done" for cell in study["cells"]):
         lines += [f"![every seed of each method](data/{name}.png)", ""]
         lines += [
