@@ -9,6 +9,8 @@
 set -eu
 encoder=$1 glue=$2 out=$3
 cli=${BERT_EMD:-bert-emd}
+# All that matters is named here, so that a new default of the program leaves this study as it was.
+settings=(--alpha 1 --beta 1 --cost_scale absolute --learning_rate 5e-5)
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 epochs() { if [ "$1" = CoLA ]; then echo 10; else echo 5; fi; }
 
@@ -18,7 +20,8 @@ finetune() {
 }
 distill() { # task seed layers mapping folder
     $cli distill --task_name "$1" --data_dir "$glue" --teacher_model "$out/$1/teacher" --output_dir "$5" \
-        --student_layers "$3" --mapping "$4" --num_train_epochs "$(epochs "$1")" --seed "$2" --bf16 "${@:6}"
+        --student_layers "$3" --mapping "$4" --num_train_epochs "$(epochs "$1")" --seed "$2" --bf16 "${settings[@]}" \
+        "${@:6}"
 }
 
 if [ $# -eq 7 ]; then
