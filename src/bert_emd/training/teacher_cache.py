@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -135,6 +136,7 @@ class TeacherCache:
         self._logits = self._mapped(_LOGITS, np.float32).reshape(rows, classes)
         self._features = self._mapped(_FEATURES, np.int16).reshape(-1, max(self._width, 1))
         self._buffer = torch.empty(0, dtype=torch.int16)
+        self._file: io.FileIO | None = None
         if self._machine_went_down():
             self._done[:] = 0
 
@@ -152,11 +154,7 @@ class TeacherCache:
 
         The features lie in a buffer that the next call overwrites.
         """
-        batch, length = mask.shape
-        size = batch * length * self._width
-        if len(self._buffer) < size:
-            self._buffer = torch.empty(size, dtype=torch.int16)
-        packed_BLR = self._buffer[:size].view(batch, length, self._width)
+        packed_BLR = self._room(mask)
         if self._width:
             for place, row, keep in zip(packed_BLR, rows, _kept(mask), strict=True):
                 place[keep] = self._of(row)
@@ -179,22 +177,39 @@ class TeacherCache:
         """Keep these examples, except where a value is too large for 16 bits; those are computed every time."""
         if not self._marker.exists():
             self._marker.write_text(_boot(), encoding="utf-8")
-        # [B, L, …] each; from another device in one copy a tensor.
-        tensors = [(t if t.dim() == 3 else t.transpose(1, 2)).detach().cpu() for _, t in _tensors(features)]
-        opened = [tensor.unbind(0) for tensor in tensors]
+        packed_BLR = self._room(mask)
+        for block, (_, tensor) in zip(self.blocks, _tensors(features), strict=True):
+            part = packed_BLR[..., block.start : block.stop].view(block.dtype)
+            by_token = tensor if tensor.dim() == 3 else tensor.transpose(1, 2)
+            part.unflatten(2, block.shape).copy_(by_token.detach())  # type: ignore[no-untyped-call]
         host_logits = logits.detach().float().cpu().numpy()
         for i, (row, keep) in enumerate(zip(rows, _kept(mask), strict=True)):
             if self._done[row]:
                 continue
             if self._width:
-                place = self._of(row)
-                for block, tensor in zip(self.blocks, opened, strict=True):
-                    part = place[:, block.start : block.stop].view(block.dtype)
-                    part.unflatten(1, block.shape).copy_(tensor[i][keep])  # type: ignore[no-untyped-call]
-                if not all(_finite(place[:, start:stop].view(dtype)) for dtype, start, stop in self._spans):
+                values = packed_BLR[i][keep]
+                if not all(_finite(values[:, start:stop].view(dtype)) for dtype, start, stop in self._spans):
                     continue
+                self._write(row, values)
             self._logits[row] = host_logits[i]
             self._done[row] = 1
+
+    def _room(self, mask: Tensor) -> Tensor:
+        """Room for a batch, [B, L, width], the same memory every time."""
+        batch, length = mask.shape
+        size = batch * length * self._width
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.int16)
+        return self._buffer[:size].view(batch, length, self._width)
+
+    def _write(self, row: int, values: Tensor) -> None:
+        """Written, not copied into the map: a fault for each page would cost several times as much."""
+        if self._file is None:
+            self._file = (self.folder / _FEATURES).open("r+b", buffering=0)
+        self._file.seek(int(self._starts[row]) * self._width * 2)
+        left = values.contiguous().numpy().data.cast("B")
+        while len(left):
+            left = left[self._file.write(left) :]
 
     def forget(self, rows: Sequence[int]) -> None:
         """These examples are to be made anew."""
@@ -202,6 +217,9 @@ class TeacherCache:
 
     def close(self) -> None:
         """Bring everything to the disk."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         for array in (self._features, self._logits, self._done):
             if isinstance(array, np.memmap):
                 array.flush()
