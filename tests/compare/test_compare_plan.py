@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -295,3 +296,17 @@ def test_the_folder_of_something_else_is_left_alone(data, tmp_path):
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="own folder"):
         compare(config(Path(data["encoder"]), data))
+
+
+@pytest.mark.parametrize(("asked", "told"), [({}, False), ({"select_on": "dev"}, True)])
+def test_only_a_choice_of_rows_that_somebody_made_is_warned_about(tmp_path, data, asked, told):
+    files = {name: str(tmp_path / f"{name}.csv") for name in ("train_file", "validation_file", "test_file")}
+    for seed, path in enumerate(files.values()):
+        rows = [f"{text},{('bad', 'good')[label]}" for text, label in compare_data.sentences(20, seed)]
+        Path(path).write_text("\n".join(["text,label", *rows]))
+    made = config(tmp_path / "out", data, task_name=None, options=files | {"T_emd": 3}, **asked)
+    made = dataclasses.replace(made, options={k: v for k, v in made.options.items() if k != "data_dir"})
+    for run in make_plan(made).students:
+        names = [warning.split()[0] for warning in run.warnings]
+        assert "T_emd" in names
+        assert ("select_on" in names) is told

@@ -208,7 +208,7 @@ def _task(
             seed=seed,
             teacher=teacher if isinstance(teacher, Run) else None,
             data=prints,
-            warnings=tuple(r.warnings),
+            warnings=tuple(_warnings(config, r)),
         )
         for method, layers, seed, r in resolved
     ]
@@ -223,6 +223,12 @@ def _task(
     )
     # By depth first: a table a task and depth.
     return plan, sorted(students, key=lambda run: -(run.layers or 0))
+
+
+def _warnings(config: CompareConfig, student: Resolved[DistillConfig]) -> list[str]:
+    """Which of a student's options have no effect; `select_on` is the comparison's own where nobody asked for it."""
+    (default,) = (f.default for f in dataclasses.fields(config) if f.name == "select_on")
+    return [w for w in student.warnings if config.select_on != default or not w.startswith("select_on ")]
 
 
 def _depths(config: CompareConfig, method: Method, total: int) -> list[int]:
