@@ -12,8 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from scipy import stats
 
+from bert_emd import DistillConfig
 from bert_emd.cli import compare as compare_command
 from bert_emd.cli.options import OptionParser
 
@@ -97,6 +99,7 @@ def test_what_is_not_run_is_blank_and_its_command_runs_it(pages: ModuleType, roo
     assert text.startswith("# A page\n\nText.\n\n<!-- study both -->\n")
     assert "old" not in text
     assert "| `emd` | teacher |  |  |  |  |  |  |  |  |  |" in text
+    assert text.count("<details>") == text.count("</details>") == text.count("\n### ")
     lines = [shlex.split(line) for line in text.splitlines() if line.startswith("bert-emd compare")]
     parser = OptionParser(prog="x", description="")
     compare_command.add_arguments(parser)
@@ -136,6 +139,8 @@ def test_collected_runs_fill_the_tables_and_the_data(pages: ModuleType, root: Pa
     assert "`emd` 57.3%" in text
     # One of three seeds on the other task, and what is left of it.
     assert "75.0 (1 of 3 seeds)" in text
+    parts = {part.splitlines()[0]: part for part in text.split("\n### ")[1:]}
+    assert ["<details>" in parts[f"{task}, 2 layers: accuracy"] for task in ("CoLA", "QNLI-9k")] == [False, False]
     left = [
         line
         for line in text.splitlines()
@@ -195,3 +200,20 @@ def test_a_search_has_its_trials_and_its_best_settings(pages: ModuleType, root: 
 
 def test_the_pages_are_what_their_data_make_of_them(pages: ModuleType) -> None:
     pages.main(["check"])
+
+
+def test_the_defaults_are_the_searchs_best_trial() -> None:
+    data = json.loads((Path(__file__).parents[1] / "docs/results/data/recipe-search.json").read_text(encoding="utf-8"))
+    (search,) = data["searches"]
+    best = yaml.safe_load("\n".join(search["best_settings"]))
+    # What says nothing of how a student learns: the data, the models, and where the checkpoint is chosen.
+    own = {
+        "task_name", "data_dir", "teacher_model", "student_layers", "select_on", "cache_teacher", "teacher_cache_dir",
+    }  # fmt: skip
+    # The search knew use_emd as a switch that was on; bf16 is seen from the machine.
+    settings = {name: value for name, value in best.items() if name not in own | {"use_emd", "bf16"}}
+    assert settings.keys() >= {"learning_rate", "num_train_epochs", "mapping", "alpha", "beta", "cost_scale"}
+    defaults = DistillConfig()
+    rate = settings.pop("learning_rate")
+    assert defaults.learning_rate == pytest.approx(rate, rel=1e-4)
+    assert {name: getattr(defaults, name) for name in settings} == settings

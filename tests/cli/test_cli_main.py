@@ -233,13 +233,13 @@ def test_distill_evaluates_and_predicts_with_the_student(stub, capsys):
 
 def test_what_is_not_used_is_shown_and_warned_about(stub, capsys):
     stub("distill", distill=Recorder(types.SimpleNamespace(summary="")))
-    assert main([*DISTILL, "--T_emd", "5", "--adam_beta1", "0.8"]) == 0
+    assert main([*DISTILL, "--mapping", "emd", "--T_emd", "5", "--adam_beta1", "0.8"]) == 0
     written = capsys.readouterr()
     lines = [" ".join(line.split()) for line in written.out.splitlines()]
     assert "T_emd 5 flag not used: rule is ratio" in lines
     assert "adam_beta1 0.8 flag" in lines
     assert written.err == "warning: T_emd 5 has no effect: rule is ratio\n"
-    assert "alpha 1 default" in lines
+    assert "alpha 0.5 default" in lines
     assert "early_stopping - default" not in lines
 
 
@@ -311,7 +311,7 @@ def test_the_quickstart_runs_three_stages_and_shows_one_table(stages, capsys):
     argv = ["quickstart", "--model_name_or_path", "E", "--seed", "7"]
     assert main(argv) == 0
     assert [Path(config.output_dir).name for config in stages] == ["teacher", "student", "student-without-teacher"]
-    assert [getattr(config, "mapping", None) for config in stages] == [None, "emd", "none"]
+    assert [getattr(config, "mapping", None) for config in stages] == [None, "uniform", "none"]
     assert {config.seed for config in stages} == {7}
     assert stages[1].teacher_model == str(Path("runs/quickstart/teacher"))
     assert stages[0].train_file.endswith(str(Path("bert_emd/quickstart/tickets/train.csv")))

@@ -110,7 +110,7 @@ def test_a_rerun_skips_what_is_done_and_takes_more_seeds_and_methods(data, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": {"learning_rate": 1e-3}}, "learning_rate 5e-05 there, 0.001 now"),
+        ({"options": {"learning_rate": 1e-3}}, "learning_rate 0.00015465 there, 0.001 now"),
         ({"select_on": "dev"}, "select_on holdout there, dev now; other training rows"),
         ({"teacher_options": {"seed": 7}}, "seed 42 there, 7 now"),
     ],

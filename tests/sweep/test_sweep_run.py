@@ -150,7 +150,7 @@ def test_the_same_command_again_runs_nothing(grid: Any, monkeypatch: pytest.Monk
     ("changes", "said"),
     [
         ({"space": {"learning_rate": "1e-4,1e-3"}}, "space of learning_rate: 0.0001,0.005 there, 0.0001,0.001 now"),
-        ({"alpha": 0.5}, "alpha: 1.0 there, 0.5 now"),
+        ({"alpha": 1.0}, "alpha: 0.5 there, 1.0 now"),
         ({"objective": "best"}, "objective: last there, best now"),
         ({"test_file": None}, "test_file: "),
     ],
@@ -175,7 +175,7 @@ def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default(
     monkeypatch.setattr(trial_module, "distill", lambda *_, **__: pytest.fail("a trial was run"))
     try:
         assert sweep(config).trials == result.trials
-        with pytest.raises(UserError, match=r"beta: 1\.0 there, 2\.0 now"):
+        with pytest.raises(UserError, match=r"beta: 0\.3 there, 2\.0 now"):
             sweep(dataclasses.replace(config, beta=2.0))
     finally:
         study.set_user_attr("settings", settings)

@@ -132,7 +132,7 @@ def test_what_is_refused(name: str, given: Any, message: str) -> None:
         ({"alpha": "0.5..1.5"}, {}, "alpha=1.5, which is refused"),
         ({"mapping": "kd,emd", "one_step": "true,false"}, {}, "one_step false trains the intermediate losses"),
         ({"adam_beta2": "0.9..1.5"}, {}, "adam_beta2=1.5"),
-        ({"T_emd": "1,10"}, {}, "T_emd is searched but has no effect in any trial: rule is ratio"),
+        ({"T_emd": "1,10"}, {"mapping": "emd"}, "T_emd is searched but has no effect in any trial: rule is ratio"),
         ({"beta": "1,10"}, {"mapping": "kd"}, "beta is searched but has no effect"),
         ({}, {}, "what should be searched"),
         ({"beta": "0.1..1"}, {"sampler": "grid"}, "sampler grid needs an end of values, and beta has none"),
@@ -146,7 +146,7 @@ def test_spaces_that_are_no_search(space: dict[str, Any], changes: dict[str, Any
 
 
 def test_an_option_that_has_an_effect_in_some_trials_is_searched() -> None:
-    plan = plan_sweep(SweepConfig(space={"rule": "ratio,softmax", "T_emd": "1,10"}))
+    plan = plan_sweep(SweepConfig(space={"rule": "ratio,softmax", "T_emd": "1,10"}, mapping="emd"))
     assert list(plan.space.dimensions) == ["rule", "T_emd"]
 
 
@@ -176,12 +176,12 @@ def test_a_space_file_and_who_wins(tmp_path: Path) -> None:
     config = SweepConfig(space={"T": "1,2"}, space_file=str(path), space_preset="paper")
     space, notes = space_of(config, read_yaml(str(path), "--space_file"))
     assert space.described() == {"beta": "0.1,1", "T": "1,2", "learning_rate": "1e-05..0.001:log"}
-    assert notes == ["T_emd is left out of the space: it has no effect (rule is ratio)"]
+    assert notes == ["T_emd is left out of the space: it has no effect (mapping is uniform)"]
 
 
 def test_the_papers_grid() -> None:
     """The values of the table of best settings, read off by hand."""
-    config = SweepConfig(space_preset="paper", rule="double-softmax", sampler="grid")
+    config = SweepConfig(space_preset="paper", mapping="emd", rule="double-softmax", sampler="grid")
     space, notes = space_of(config)
     assert {name: d.values() for name, d in space.dimensions.items()} == {
         "beta": [0.001, 0.005], "T_emd": [1, 5, 10], "T": [1, 3, 7], "learning_rate": [2e-5, 3e-5, 5e-5],

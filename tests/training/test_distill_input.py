@@ -221,7 +221,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"student_layers": 9}, "deeper than the teacher"),
         ({"student_layer_ids": (1, 5)}, "names layer 5"),
         ({"student_model": "TEACHERLESS"}, "does not exist|no folder of this name"),
-        ({"pkd": True, "student_layers": 1}, "2 layers or more"),
+        ({"pkd": True, "mapping": "uniform", "student_layers": 1}, "2 layers or more"),
         ({"max_seq_length": 100}, "reads at most 80 tokens"),
         ({"max_seq_length": 5, "strict": True}, "longer than 5 tokens"),
         ({"text_columns": ("nothing",)}, "no column 'nothing'"),

@@ -160,7 +160,7 @@ def test_the_record_of_the_run(run: Any, files: dict[str, str]) -> None:
     assert record["command"] == "distill"
     assert record["config"]["learning_rate"] == 5e-3
     assert record["config"]["train_file"] == files["train_file"]
-    assert (record["sources"]["learning_rate"], record["sources"]["alpha"]) == ("python", "default")
+    assert (record["sources"]["learning_rate"], record["sources"]["theta"]) == ("python", "default")
     assert record["sources"].keys() == record["config"].keys()
     assert "T_emd" in record["not_used"]
     assert record["config"]["seed"] == 42

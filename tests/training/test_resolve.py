@@ -16,10 +16,10 @@ from bert_emd.training.resolve import resolve, spellings, with_sources_from_defa
 from bert_emd.training.trainer_fields import ACCEPTED, OURS, REFUSED, check_trainer_args
 
 IDLE_BY_DEFAULT = {
-    "state_loss": "mapping is emd",
     "intermediate_epochs": "schedule is one-step",
     "intermediate_learning_rate": "schedule is one-step",
 }
+IDLE_IN_EMD = {"state_loss": "mapping is emd"}
 
 
 def from_yaml(text, cls=DistillConfig, **flags):
@@ -137,9 +137,13 @@ def test_values_without_effect_are_reported_and_warned_about_when_set():
         "beta 1 has no effect: mapping is kd",
         "T_emd 5 has no effect: mapping is kd",
     ]
-    assert resolve(DistillConfig, flags={"T_emd": "5"}).warnings == ["T_emd 5 has no effect: rule is ratio"]
+    assert resolve(DistillConfig, flags={"T_emd": "5"}).warnings == ["T_emd 5 has no effect: mapping is uniform"]
+    emd = resolve(DistillConfig, flags={"mapping": "emd", "T_emd": "5"})
+    assert emd.warnings == ["T_emd 5 has no effect: rule is ratio"]
+    assert emd.unused == {**IDLE_BY_DEFAULT, **IDLE_IN_EMD, "T_emd": "rule is ratio"}
     by_default = resolve(DistillConfig, flags={})
-    assert by_default.unused == {**IDLE_BY_DEFAULT, "T_emd": "rule is ratio"}
+    of_emd = dict.fromkeys(("rule", "T_emd", "seperate", "update_weight"), "mapping is uniform")
+    assert by_default.unused == {**IDLE_BY_DEFAULT, **of_emd}
     assert by_default.warnings == []
     assert resolve(EvaluateConfig, flags={}).unused == {}
 
@@ -154,7 +158,10 @@ def test_tinybert_implies_its_switches_unless_the_user_set_them():
     assert resolved.sources["learning_rate"] == "config"
     kept = resolve(DistillConfig, flags={"tinybert": "true", "one_step": "true"})
     assert kept.config.one_step is True
-    assert kept.config.learning_rate == 5e-5
+    assert (kept.config.learning_rate, kept.config.cost_scale) == (5e-5, "absolute")
+    in_python = DistillConfig(tinybert=True)
+    assert (in_python.learning_rate, in_python.cost_scale, in_python.one_step) == (5e-5, "absolute", False)
+    assert DistillConfig(tinybert=True, learning_rate=1e-3).learning_rate == 1e-3
     assert kept.sources["learning_rate"] == "tinybert"
     off = resolve(DistillConfig, flags={"tinybert": "false"})
     assert off.config.one_step is True
@@ -204,11 +211,12 @@ def test_preset_paper_is_the_published_row(task, layers, beta, t_emd, t, rate, e
     assert (c.alpha, c.theta, c.rule, c.weight_decay, c.max_grad_norm) == (1, 1, "double-softmax", 0.01, 1)
     assert (c.count_padding, c.pad_to_max_length, c.group_by_length) == (True, True, False)
     assert (c.lr_scheduler, c.optimizer, c.train_batch_size) == ("constant", "bert_adam", 32)
+    assert (c.effective_mapping, c.cost_scale) == ("emd", "absolute")
     assert resolved.notes == []
     assert resolved.sources["beta"] == "preset paper"
     constant = dict.fromkeys(("warmup_proportion", "warmup_steps"), "lr_scheduler is constant")
     of_numbers = {"T": "the target is a number, and a temperature is for classes"} if task == "STS-B" else {}
-    assert resolved.unused == {**IDLE_BY_DEFAULT, **constant, **of_numbers}
+    assert resolved.unused == {**IDLE_BY_DEFAULT, **IDLE_IN_EMD, **constant, **of_numbers}
 
 
 @pytest.mark.parametrize(("layers", "row"), [(1, 4), (2, 4), (3, 4), (5, 6), (7, 6), (12, 6)])
@@ -324,9 +332,13 @@ def test_trainer_args_take_the_engines_types():
         ({"mapping": "emd", "use_emd": "false"}, "mapping emd has no effect: use_emd is false, so it is uniform"),
         ({"mapping": "emd", "pred_distill": "true"}, "mapping emd has no effect: pred_distill is set, so it is kd"),
         ({"mapping": "emd", "tinybert": "true"}, "mapping emd has no effect: use_emd is false, so it is uniform"),
-        ({"mapping": "emd", "pkd": "true"}, "mapping emd has no effect: pkd is set, so it is pkd"),
-        ({"rule": "fixed", "update_weight": "true"}, "update_weight true has no effect: rule is fixed"),
-        ({"beta": "0", "rule": "softmax"}, "rule softmax has no effect: beta is 0"),
+        ({"mapping": "uniform", "use_emd": "true"}, "mapping uniform has no effect: use_emd is true, so it is emd"),
+        ({"mapping": "uniform", "pkd": "true"}, "mapping uniform has no effect: pkd is set, so it is pkd"),
+        (
+            {"mapping": "emd", "rule": "fixed", "update_weight": "true"},
+            "update_weight true has no effect: rule is fixed",
+        ),
+        ({"mapping": "emd", "beta": "0", "rule": "softmax"}, "rule softmax has no effect: beta is 0"),
         (
             {"use_att": "false", "use_rep": "false", "use_embedding": "false", "beta": "2"},
             "beta 2 has no effect: use_att, use_rep and use_embedding are false",

@@ -33,6 +33,7 @@ def test_a_task_and_data_in_memory_exclude_each_other(teacher: str, files: dict[
         ({"student_hidden_size": 8, "student_init": "last"}, "none are here; leave it out"),
         ({"student_hidden_size": 8, "student_layer_ids": (1, 2)}, "copies nothing; use student_layers"),
         ({"pkd": True, "mapping": "none"}, "keep one"),
+        ({"pkd": True, "mapping": "emd"}, "keep one"),
         ({"seed": 2**32}, r"below 2\*\*32"),
     ],
 )
@@ -44,12 +45,14 @@ def test_contradictions_are_refused(given: dict[str, Any], match: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "names"),
     [
-        ({"rule": "softmax", "update_weight": "false"}, {"rule"}),
+        ({"mapping": "emd", "rule": "softmax", "update_weight": "false"}, {"rule"}),
+        ({"rule": "softmax"}, {"rule"}),
         ({"one_step": "false", "lr_scheduler": "cosine"}, {"lr_scheduler"}),
         ({"one_step": "false", "warmup_proportion": "0.2"}, {"warmup_proportion"}),
         ({"theta": "2", "use_att": "false", "use_rep": "false"}, {"theta"}),
         ({"pkd": "true", "count_padding": "true"}, {"count_padding"}),
-        ({"mapping": "uniform", "use_emd": "true"}, {"use_emd"}),
+        ({"mapping": "skip", "use_emd": "true"}, {"use_emd"}),
+        ({"mapping": "uniform", "use_emd": "false"}, set()),
         ({"data_dir": "glue", "train_file": "x.csv"}, {"data_dir"}),
         ({"beta": "2"}, set()),
     ],
@@ -112,8 +115,8 @@ def test_whole_scores_in_the_validation_file_are_scores(words: BertTokenizerFast
 @pytest.mark.parametrize(
     ("changes", "regression", "wanted"),
     [
-        ({}, False, False),
-        ({"alpha": 0.5}, False, True),
+        ({}, False, True),
+        ({"alpha": 1.0}, False, False),
         ({"mapping": "none"}, False, True),
         ({"new_pred_loss": False}, True, True),
         ({"new_pred_loss": False, "alpha": 0.5}, False, False),

@@ -153,15 +153,16 @@ def test_contradictions_are_told_in_one_line(options: dict[str, Any], message: s
 # The reference's switches: what they were meant to do, down to the terms of the loss and the learning rate.
 ALL = {"attention", "hidden", "embedding", "prediction"}
 SWITCHES: dict[str, tuple[str, set[str], str, str]] = {
-    "plain": ("", ALL, "emd", "linear"),
-    "one step false": ("--one_step false", ALL - {"prediction"}, "emd", "constant"),
+    "plain": ("", ALL, "uniform", "linear"),
+    "emd": ("--use_emd", ALL, "emd", "linear"),
+    "one step false": ("--use_emd true --one_step false", ALL - {"prediction"}, "emd", "constant"),
     "prediction": ("--pred_distill", {"prediction"}, "kd", "linear"),
     "prediction, paper": ("--pred_distill --lr_scheduler linear", {"prediction"}, "kd", "linear"),
     "no emd": ("--use_emd false", ALL, "uniform", "linear"),
     "no emd, two stages' first": ("--use_emd false --one_step false", ALL - {"prediction"}, "uniform", "constant"),
-    "no attention": ("--use_att false", ALL - {"attention"}, "emd", "linear"),
-    "no states": ("--use_rep false", ALL - {"hidden"}, "emd", "linear"),
-    "no embeddings": ("--use_embedding false", ALL - {"embedding"}, "emd", "linear"),
+    "no attention": ("--use_emd --use_att false", ALL - {"attention"}, "emd", "linear"),
+    "no states": ("--use_emd --use_rep false", ALL - {"hidden"}, "emd", "linear"),
+    "no embeddings": ("--use_emd --use_embedding false", ALL - {"embedding"}, "emd", "linear"),
     "tinybert": ("--tinybert", ALL - {"prediction"}, "uniform", "constant"),
     "tinybert, its second stage": ("--tinybert --pred_distill", {"prediction"}, "kd", "linear"),
     "tinybert, in one step": ("--tinybert --one_step true", ALL, "uniform", "linear"),
@@ -180,7 +181,14 @@ def test_the_references_switches(case: str, teacher: str, files: dict[str, str],
     resolved = resolve(DistillConfig, flags=flags).config
     assert resolved.effective_mapping == mapping
     quick = quick_distill(
-        tmp_path / "student", **files, max_steps=4, logging_steps=1, save_steps=4, beta=0.5, theta=3.0
+        tmp_path / "student",
+        **files,
+        mapping="uniform",
+        max_steps=4,
+        logging_steps=1,
+        save_steps=4,
+        beta=0.5,
+        theta=3.0,
     )
     changed = {f.name: getattr(resolved, f.name) for f in dataclasses.fields(resolved) if f.name in flags}
     if "tinybert" in flags:
@@ -216,6 +224,7 @@ def test_preset_tinybert_is_its_task_distillation(task: str | None, epochs: int)
     c = resolved.config
     assert (c.mapping, c.schedule, c.intermediate_epochs, c.num_train_epochs) == ("uniform", "two-stage", epochs, 3)
     assert (c.intermediate_learning_rate, c.learning_rate) == (5e-5, 3e-5)
+    assert (c.alpha, c.cost_scale) == (1, "absolute")
     assert resolved.sources["schedule"] == "preset tinybert"
 
 

@@ -137,7 +137,7 @@ def test_nothing_is_copied_so_there_is_no_whose(more: dict[str, Any]) -> None:
     [
         ({"mapping": "last", "student_layers": 1}, "needs a student of 2 layers or more"),
         ({"mapping": "skip", "student_layer_ids": (2,)}, "needs a student of 2 layers or more"),
-        ({"pkd": True, "student_layers": 1}, "needs a student of 2 layers or more"),
+        ({"pkd": True, "mapping": "uniform", "student_layers": 1}, "needs a student of 2 layers or more"),
         ({"mapping": "manual", "layer_map": "1:2,3:4"}, "names student layer 3, but the student's layers are 1 to 2"),
         ({"mapping": "manual", "layer_map": "1:5"}, "names teacher layer 5, but the teacher's layers are 1 to 4"),
         ({"mapping": "minilm", "relation_layer": 9}, "is no teacher layer"),

@@ -75,7 +75,7 @@ def test_a_user_can_train_with_plain_arguments(words: BertTokenizerFast, tmp_pat
     teacher.classifier.requires_grad_(False)
     trainer = DistillTrainer(
         student=student, teacher=teacher, args=arguments(tmp_path, eval_strategy="epoch"),
-        train_dataset=encoded(words, labels=False), eval_dataset=encoded(words, 8, 5),
+        config=DistillConfig(alpha=1.0), train_dataset=encoded(words, labels=False), eval_dataset=encoded(words, 8, 5),
         processing_class=words, compute_metrics=accuracy,
     )  # fmt: skip
     trainer.train()
@@ -318,8 +318,8 @@ def test_the_engines_own_best_at_end_works_with_the_wrapper(
 def test_checkpoints_are_plain_folders_with_the_engines_state_beside(words: BertTokenizerFast, tmp_path: Path) -> None:
     student, teacher = pair(width=12, heads=3)
     trainer = DistillTrainer(
-        student=student, teacher=teacher, train_dataset=encoded(words), processing_class=words,
-        args=arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2),
+        student=student, teacher=teacher, config=DistillConfig(mapping="emd"), train_dataset=encoded(words),
+        processing_class=words, args=arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2),
     )  # fmt: skip
     trainer.train()
     folder = tmp_path / "checkpoint-2"
@@ -376,8 +376,8 @@ def test_a_large_weight_is_warned_about_once(
         caplog.clear()
         trainer = DistillTrainer(
             student=tiny("bert", layers=layers, seed=2), teacher=tiny("bert", layers=4),
-            config=DistillConfig(rule="softmax", T_emd=0.01), train_dataset=encoded(words), processing_class=words,
-            args=arguments(tmp_path / str(layers), max_steps=3),
+            config=DistillConfig(mapping="emd", rule="softmax", T_emd=0.01, cost_scale="absolute"),
+            args=arguments(tmp_path / str(layers), max_steps=3), train_dataset=encoded(words), processing_class=words,
         )  # fmt: skip
         with caplog.at_level(logging.WARNING, logger="bert_emd"):
             trainer.train()
@@ -395,8 +395,8 @@ def test_half_the_weight_of_two_layers_is_no_large_weight(
     words: BertTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = DistillTrainer(
-        student=tiny("bert", layers=2, seed=2), teacher=tiny("bert", layers=2), train_dataset=encoded(words),
-        args=arguments(tmp_path, max_steps=3), processing_class=words,
+        student=tiny("bert", layers=2, seed=2), teacher=tiny("bert", layers=2), config=DistillConfig(mapping="emd"),
+        train_dataset=encoded(words), args=arguments(tmp_path, max_steps=3), processing_class=words,
     )  # fmt: skip
     with caplog.at_level(logging.WARNING, logger="bert_emd"):
         trainer.train()
@@ -407,8 +407,8 @@ def test_half_the_weight_of_two_layers_is_no_large_weight(
 def test_the_history_ends_with_the_last_step(words: BertTokenizerFast, tmp_path: Path) -> None:
     student, teacher = pair()
     trainer = DistillTrainer(
-        student=student, teacher=teacher, train_dataset=encoded(words), processing_class=words,
-        args=arguments(tmp_path, max_steps=5, logging_steps=2),
+        student=student, teacher=teacher, config=DistillConfig(mapping="emd"), train_dataset=encoded(words),
+        processing_class=words, args=arguments(tmp_path, max_steps=5, logging_steps=2),
     )  # fmt: skip
     trainer.train()
     assert [entry["step"] for entry in trainer.history] == [2, 4, 5]

@@ -89,20 +89,20 @@ def _stages(out: Path, seed: int, encoder: str) -> list[_Stage]:
         config = FinetuneConfig(**common, model_name_or_path=encoder, output_dir=str(folder))
         return finetune(encoder, None, config=config).summary
 
-    def learn(mapping: str) -> Callable[[Path], str]:
+    def learn(**method: Any) -> Callable[[Path], str]:
         def stage(folder: Path) -> str:
             from bert_emd.training.distill import distill
 
             teacher = str(out / _TEACHER)
-            config = DistillConfig(**common, teacher_model=teacher, output_dir=str(folder), mapping=mapping)
+            config = DistillConfig(**common, **method, teacher_model=teacher, output_dir=str(folder))
             return distill(teacher, None, config=config).summary
 
         return stage
 
     return [
         _Stage(_TEACHER, "Fine-tune the encoder on a help desk's tickets: the teacher (about 1 minute)", teach),
-        _Stage(_STUDENT, "Distil a student with half the layers from it (about 1 minute)", learn("emd")),
-        _Stage(_ALONE, "Train from the same start, on the labels alone, to compare (about 1 minute)", learn("none")),
+        _Stage(_STUDENT, "Distil a student with half the layers from it (about 1 minute)", learn()),
+        _Stage(_ALONE, "Train from the same start, on the labels alone, to compare (about 1 minute)", learn(mapping="none")),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from bert_emd.data.examples import Examples
-from bert_emd.data.labels import label_lookup, listing, normalise_label
+from bert_emd.data.labels import UNLABELLED, label_lookup, listing, normalise_label
 from bert_emd.data.tables import Table, dataset_table, read_table
 from bert_emd.data.tasks import Task, custom_task
 from bert_emd.data.text import parse_number
@@ -141,7 +141,7 @@ def choose_label_column(table: Table, wanted: str | None, needs_labels: bool) ->
     if found is None and needs_labels:
         raise UserError(
             f"{table.source}: no label column {wanted or listing(_LABEL_COLUMNS)!r} (found: {_quoted(table)}): name it "
-            "with --label_column (distillation with alpha 1 needs none)"
+            f"with --label_column ({UNLABELLED})"
         )
     return found
 
@@ -218,7 +218,9 @@ def _spellings(table: Table, column: str, needs_labels: bool) -> list[str] | Non
         spelling = _spell(value)
         if not spelling:
             if needs_labels:
-                raise UserError(f"{table.where(row)}: missing label in column {column!r}: add it or remove the row")
+                raise UserError(
+                    f"{table.where(row)}: missing label in column {column!r}: add it or remove the row ({UNLABELLED})"
+                )
             return None
         spellings.append(spelling)
     return spellings

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from bert_emd.data.examples import Examples
-from bert_emd.data.labels import label_lookup, listing, normalise_label
+from bert_emd.data.labels import UNLABELLED, label_lookup, listing, normalise_label
 from bert_emd.data.tasks import Split, Task
 from bert_emd.data.text import as_float32
 from bert_emd.errors import UserError
@@ -81,7 +81,7 @@ def from_hub_rows(
     if not split.is_test and (needs_labels or "label" in rows.column_names):
         labels = _labels(rows, task, source)
         if labels is None and needs_labels:
-            raise UserError(f"{source} has no labels: labels are needed here")
+            raise UserError(f"{source} has no labels: labels are needed here ({UNLABELLED})")
     return Examples(
         texts=texts[0],
         pairs=texts[1] if len(texts) > 1 else None,

@@ -7,12 +7,19 @@ before anything is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bert_emd.errors import UserError
+from bert_emd.method import CostScale
 from bert_emd.training.checked import CheckedConfig, opt
-from bert_emd.training.distill_checks import STUDENT_SHAPE, check_distillation, tinybert_switches
+from bert_emd.training.distill_checks import (
+    STUDENT_SHAPE,
+    TINYBERT_SETTINGS,
+    check_distillation,
+    tinybert_switches,
+)
 from bert_emd.training.shared import (
     CLS_LEAVES_OUT,
     COMMON_CHOICES,
@@ -151,15 +158,17 @@ class FinetuneConfig(RunConfig):
 class DistillConfig(RunConfig, MatchingFields):
     """`bert-emd distill`: a small student from a fine-tuned teacher."""
 
+    # What docs/results/recipe.md found; `cost_scale` and `mapping` too.
     # fmt: off
     student_from: StudentFrom = opt("teacher", "whose layers are copied: the fine-tuned teacher's, or those of the pretrained encoder it came from", group=STUDENT)
     pretrained_model: str | None = opt(None, "that encoder: a folder or a hub id (default: the one that the teacher's run.json names)", group=STUDENT)
     no_pretrain: bool = opt(False, "take only the shape of student_model and fresh weights", group=STUDENT)
 
-    alpha: float = opt(1.0, "the teacher's part in the prediction loss, the labels' is 1 - alpha", group=METHOD)
-    beta: float = opt(1.0, "weight of the intermediate losses", group=METHOD)
+    alpha: float = opt(0.5, "the teacher's part in the prediction loss, the labels' is 1 - alpha; with 1 the training data need no labels", group=METHOD)
+    beta: float = opt(0.3, "weight of the intermediate losses", group=METHOD)
     theta: float = opt(1.0, "weight of the mapping within them, against the embeddings", group=METHOD)
     T: float = opt(1.0, "temperature of the prediction loss", group=METHOD)
+    cost_scale: CostScale = opt("relative", "relative divides each pair's cost by the teacher layer's own mean square, so that one beta means the same on every encoder; absolute: as published", group=METHOD)
     count_padding: bool = opt(False, "count padded positions in the means, as the published numbers did; pads to max_seq_length", group=METHOD)
     one_step: bool = opt(True, "all losses at once; false: the intermediate losses alone, constant learning rate", group=METHOD)
     schedule: Schedule = opt("one-step", "one-step: all losses at once; two-stage: the intermediate losses first, then the prediction loss, each with an optimiser of its own", group=METHOD)
@@ -169,9 +178,11 @@ class DistillConfig(RunConfig, MatchingFields):
     pred_distill: bool = opt(False, "the prediction loss alone, with linear warm-up and decay", group=METHOD)
     new_pred_loss: bool = opt(True, "false: soft loss times T²/2 without alpha, regression on the labels", group=METHOD)
     reduce_T: float = opt(1.0, "divides the soft loss", group=METHOD)
-    use_emd: bool = opt(True, "false: the uniform mapping", group=METHOD)
+    use_emd: bool | None = opt(None, "the reference's switch: true: mapping emd; false: mapping uniform (default: as mapping says)", group=METHOD)
     tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false; with pred_distill its second one, with schedule two-stage both", group=METHOD)
     pkd: bool = opt(False, "the PKD baseline: mapping skip with the normalised [CLS] loss", group=METHOD)
+    learning_rate: float = opt(1.5465e-4, "the peak learning rate", group=TRAINING)
+    num_train_epochs: float = opt(6.0, "passes over the training data", group=TRAINING)
     cache_teacher: bool = opt(False, "keep the teacher's outputs for these data on disk, in 16 bits: built in the first epoch, read in the later ones and by later runs", group=TRAINING)
     teacher_cache_dir: str | None = opt(None, "where they are kept (default: teacher-outputs in cache_dir, or in ~/.cache/bert-emd)", group=TRAINING)
     aug_train: bool = opt(False, "train on the augmented file beside the training data: the task's train_aug.tsv, or NAME_aug beside your train_file, as `bert-emd augment` writes them", group=DATA)
@@ -182,11 +193,15 @@ class DistillConfig(RunConfig, MatchingFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tinybert and self.one_step and self.use_emd and self.new_pred_loss:
+        if self.tinybert and self.one_step and self.use_emd is not False and self.new_pred_loss:
             # A frozen dataclass cannot tell a default from a value that was given, and all three given as true
             # would contradict the switch.
             for name, value in tinybert_switches(self.pred_distill, self.schedule).items():
                 object.__setattr__(self, name, value)
+            defaults = {f.name: f.default for f in dataclasses.fields(self)}
+            for name, value in TINYBERT_SETTINGS.items():
+                if getattr(self, name) == defaults[name]:
+                    object.__setattr__(self, name, value)
         self._between(0, 1, "alpha")
         self._at_least(0, "beta", "theta")
         self._above_zero("T", "reduce_T", "intermediate_epochs", "intermediate_learning_rate")
@@ -207,8 +222,8 @@ class DistillConfig(RunConfig, MatchingFields):
             return "kd"
         if self.pkd:
             return "pkd"
-        if self.mapping == "emd" and not self.use_emd:
-            return "uniform"
+        if self.use_emd is not None and self.mapping in ("emd", "uniform"):
+            return "emd" if self.use_emd else "uniform"
         return self.mapping
 
     @property

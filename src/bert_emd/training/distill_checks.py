@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from bert_emd.errors import UserError
 from bert_emd.method import MAPPINGS
@@ -10,13 +12,16 @@ from bert_emd.method import MAPPINGS
 if TYPE_CHECKING:
     from bert_emd.training.config import DistillConfig
 
-__all__ = ["STUDENT_SHAPE", "check_distillation", "tinybert_switches"]
+__all__ = ["STUDENT_SHAPE", "TINYBERT_SETTINGS", "check_distillation", "tinybert_switches"]
 
 STUDENT_SHAPE = (
     "student_layers", "student_layer_ids", "student_hidden_size", "student_num_attention_heads",
     "student_intermediate_size",
 )  # fmt: skip
 """The fields that say what a student built from the teacher looks like."""
+
+TINYBERT_SETTINGS: Mapping[str, Any] = MappingProxyType({"learning_rate": 5e-5, "cost_scale": "absolute"})
+"""What the reference's ``tinybert`` has beside its switches."""
 
 
 def tinybert_switches(pred_distill: bool, schedule: str) -> dict[str, bool]:
@@ -60,7 +65,7 @@ def _check_mapping(config: DistillConfig) -> None:
     known = (*MAPPINGS, "kd", "none")
     if config.mapping not in known:
         raise UserError(f"mapping must be one of {', '.join(known)}, not {config.mapping!r}")
-    if config.pkd and config.mapping not in ("emd", "pkd"):
+    if config.pkd and config.mapping not in ("uniform", "pkd"):
         raise UserError(f"pkd is a mapping of its own and mapping {config.mapping} another; keep one")
     if config.effective_mapping == "manual" and config.layer_map is None:
         raise UserError("mapping manual needs its pairs; give them with --layer_map 1:2,2:4,3:6")

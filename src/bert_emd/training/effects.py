@@ -46,7 +46,8 @@ def _of_distillation(config: DistillConfig) -> dict[str, str]:
     if _is_regression(config):
         found["T"] = "the target is a number, and a temperature is for classes"
     if mapping != config.mapping:
-        switch = "pred_distill is set" if config.pred_distill else "pkd is set" if config.pkd else "use_emd is false"
+        asked = f"use_emd is {str(config.use_emd).lower()}"
+        switch = "pred_distill is set" if config.pred_distill else "pkd is set" if config.pkd else asked
         found["mapping"] = f"{switch}, so it is {mapping}"
     nothing = None
     if mapping in MAPPINGS and not config.matches:
@@ -57,7 +58,7 @@ def _of_distillation(config: DistillConfig) -> dict[str, str]:
         for name in ("mapping", "beta", "theta", *OF_MAPPINGS):
             if name not in nothing and (name not in OF_MAPPINGS or config.has_effect(name)):
                 found[name] = nothing
-    if config.mapping != "emd" or config.pkd or config.pred_distill:
+    if config.mapping not in ("emd", "uniform") or config.pkd or config.pred_distill:
         found["use_emd"] = f"mapping is {mapping}"
     if config.has_effect("use_att") and not (config.use_att or config.use_rep):
         found["theta"] = "use_att and use_rep are false"

@@ -98,6 +98,7 @@ def tinybert_preset(
     second = {"epochs": 3.0, "learning_rate": 3e-5}
     values: dict[str, Any] = {
         "mapping": "uniform",
+        "cost_scale": "absolute",
         "train_batch_size": 32,
         "max_seq_length": 128,
         "alpha": 1.0,
@@ -134,6 +135,8 @@ def paper_preset(
     depth_class = 4 if student_depth <= 4 else 6
     row, (epochs, length) = _TABLE[depth_class][task], _EPOCHS_AND_LENGTH[task]
     values = {
+        "mapping": "emd",
+        "cost_scale": "absolute",
         "beta": row.beta,
         "T_emd": float(row.T_emd),
         "T": float(row.T),

@@ -80,12 +80,12 @@ def resolve(
         # The reference's prediction stage has warm-up and decay whatever the intermediate one has.
         layers[PRED_DISTILL] = {"lr_scheduler": "linear"}
     if user.get("tinybert"):
-        from bert_emd.training.distill_checks import tinybert_switches
+        from bert_emd.training.distill_checks import TINYBERT_SETTINGS, tinybert_switches
 
         if all(user.get(name) is True for name in ("one_step", "use_emd", "new_pred_loss")):
             raise UserError("tinybert means one_step, use_emd and new_pred_loss false, and all three are given as true")
         schedule = {**preset_layer, **user}.get("schedule", "one-step")
-        layers[TINYBERT] = {**tinybert_switches(bool(user.get("pred_distill")), schedule), "learning_rate": 5e-5}
+        layers[TINYBERT] = {**tinybert_switches(bool(user.get("pred_distill")), schedule), **TINYBERT_SETTINGS}
     if preset is not None:
         layers[f"preset {preset}"] = preset_layer
 

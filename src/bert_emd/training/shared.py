@@ -140,7 +140,7 @@ class MatchingFields(CheckedConfig):
     projection: bool = opt(False, "train a projection from student to teacher width even where the widths agree", group=STUDENT)
     share_param: bool = opt(True, "one projection for all layers; false: one a layer", group=STUDENT)
 
-    mapping: str = opt("emd", f"which layers learn from which: {', '.join(MAPPINGS)}; kd: from the prediction alone; none: no teacher at all", group=METHOD)
+    mapping: str = opt("uniform", f"which layers learn from which: {', '.join(MAPPINGS)}; kd: from the prediction alone; none: no teacher at all", group=METHOD)
     cost_scale: CostScale = opt("absolute", "relative divides each pair's cost by the teacher layer's own mean square, so that one beta means the same on every encoder", group=METHOD)
     state_loss: StateLoss = opt("mse", "what mappings of pairs compare: mse: attention, all hidden states and embeddings; cls: PKD's normalised [CLS] states alone", group=METHOD)
     layer_map: str | None = opt(None, "the pairs of mapping manual, student layer:teacher layer counted from 1: 1:2,2:4,3:6", group=METHOD, read=layer_map_text)

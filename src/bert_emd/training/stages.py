@@ -116,7 +116,7 @@ def stages_of(config: DistillConfig, folder: Path, *, main_metric: str) -> list[
         max_steps=config.steps_of_intermediate,
         early_stopping=None,
     )
-    prediction = dataclasses.replace(config, schedule="one-step", mapping="kd", pkd=False, use_emd=True, tinybert=False)
+    prediction = dataclasses.replace(config, schedule="one-step", mapping="kd", pkd=False, use_emd=None, tinybert=False)
     first = training_arguments(intermediate, folder / INTERMEDIATE, main_metric=None, constant_lr=True)
     second = training_arguments(prediction, folder, main_metric=main_metric)
     return [
