@@ -102,7 +102,9 @@ def _stages(out: Path, seed: int, encoder: str) -> list[_Stage]:
     return [
         _Stage(_TEACHER, "Fine-tune the encoder on a help desk's tickets: the teacher (about 1 minute)", teach),
         _Stage(_STUDENT, "Distil a student with half the layers from it (about 1 minute)", learn()),
-        _Stage(_ALONE, "Train from the same start, on the labels alone, to compare (about 1 minute)", learn(mapping="none")),
+        _Stage(
+            _ALONE, "Train from the same start, on the labels alone, to compare (about 1 minute)", learn(mapping="none")
+        ),
     ]
 
 
