@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bert_emd.models.attention import register_attention
 
 __all__ = ["QuickDropout", "attach_quick_dropout", "keep_or_drop", "quick_dropout"]
 
@@ -78,7 +79,7 @@ def attach_quick_dropout(model: nn.Module) -> Callable[[], None]:
         layer.__class__ = QuickDropout
     attentive = model if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa" else None
     if attentive is not None:
-        _register()
+        register_attention(_NAME, _attention, like="sdpa")
         attentive.set_attn_implementation(_NAME)
 
     def undo() -> None:
@@ -93,13 +94,6 @@ def attach_quick_dropout(model: nn.Module) -> Callable[[], None]:
 def _quicker(tensor: Tensor, p: float) -> bool:
     compiled = torch.compiler.is_compiling()
     return tensor.device.type == "cpu" and tensor.is_floating_point() and 0 < p < 1 - 1 / _STEPS and not compiled
-
-
-def _register() -> None:
-    if _NAME not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(_NAME, _attention)
-        # Without a mask function of the same name the model would silently get no mask and attend to padding.
-        AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def _attention(

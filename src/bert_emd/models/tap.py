@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_emd.errors import UserError
 from bert_emd.method import Features, Needs
+from bert_emd.models.attention import register_attention
 
 __all__ = ["HOOKED", "Tap"]
 
@@ -185,22 +185,19 @@ class Tap:
 def _registered(base: str) -> str:
     """The name of the tapping variant of an attention implementation, registered if it was not yet."""
     name = _PREFIX + base
-    if name not in ALL_ATTENTION_FUNCTIONS:
 
-        def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-            recorder = getattr(module, _RECORDER, None)
-            if recorder is not None:
-                recorder(_scaled(query, kwargs.get("scaling")), _all_heads(key, query), _all_heads(value, query))
-            if base == "eager":
-                # Eager attention is not in the interface: each modelling file has its own.
-                function = sys.modules[type(module).__module__].eager_attention_forward
-            else:
-                function = ALL_ATTENTION_FUNCTIONS[base]
-            return function(module, query, key, value, *args, **kwargs)
+    def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        recorder = getattr(module, _RECORDER, None)
+        if recorder is not None:
+            recorder(_scaled(query, kwargs.get("scaling")), _all_heads(key, query), _all_heads(value, query))
+        if base == "eager":
+            # Eager attention is not in the interface: each modelling file has its own.
+            function = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            function = ALL_ATTENTION_FUNCTIONS[base]
+        return function(module, query, key, value, *args, **kwargs)
 
-        AttentionInterface.register(name, tapped)
-        # Without a mask function of the same name the model would silently get no mask and attend to padding.
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    register_attention(name, tapped, like=base)
     return name
 
 
