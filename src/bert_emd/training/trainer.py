@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,14 @@ class EncoderTrainer(Trainer):
         """As the engine does it, with memory kept between steps and quick dropout on a CPU."""
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        with quick_dropout(self.product):
+        with self._made_ready():
             return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _made_ready(self) -> Iterator[None]:
+        """What training needs of the models; afterwards they are as they were."""
+        with quick_dropout(self.product):
+            yield
 
     @property
     def product(self) -> PreTrainedModel:
@@ -187,15 +195,19 @@ class DistillTrainer(EncoderTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train with both models tapped; afterwards they are as they were."""
+        output = super().train(*args, **kwargs)
+        self._remember()
+        return output
+
+    @contextmanager
+    def _made_ready(self) -> Iterator[None]:
         self.distiller.attach()
         try:
-            output = super().train(*args, **kwargs)
+            yield
         finally:
             self.distiller.detach()
             if self.distiller.cache is not None:
                 self.distiller.cache.close()
-        self._remember()
-        return output
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
