@@ -43,7 +43,7 @@ def distiller_of(teacher: PreTrainedModel, student: PreTrainedModel, mapping: st
 
 
 def ours(teacher: PreTrainedModel, student: PreTrainedModel, *, mapping: str = "emd", bf16: bool = False) -> Step:
-    """The whole step of `bert-emd distill`; with mapping kd the two models alone, as this package runs them."""
+    """The step of `bert-emd distill --mapping emd`; with mapping kd the two models alone, as this package runs them."""
     distiller = distiller_of(teacher, student, mapping)
 
     def step(batch: dict[str, Tensor]) -> None:

@@ -210,8 +210,8 @@ def test_the_defaults_are_the_searchs_best_trial() -> None:
     own = {
         "task_name", "data_dir", "teacher_model", "student_layers", "select_on", "cache_teacher", "teacher_cache_dir",
     }  # fmt: skip
-    # The search knew use_emd as a switch that was on; bf16 is seen from the machine.
-    settings = {name: value for name, value in best.items() if name not in own | {"use_emd", "bf16"}}
+    # bf16 is seen from the machine.
+    settings = {name: value for name, value in best.items() if name not in own | {"bf16"}}
     assert settings.keys() >= {"learning_rate", "num_train_epochs", "mapping", "alpha", "beta", "cost_scale"}
     defaults = DistillConfig()
     rate = settings.pop("learning_rate")

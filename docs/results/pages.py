@@ -88,7 +88,8 @@ def _tables(wanted: Mapping[str, Any], data: Mapping[str, Any], name: str) -> li
         if commands := missing(wanted, own, data["commands"]):
             part += ["Not run; the cells stay blank until these commands are:", "", "```bash", *commands, "```", ""]
         if not any(row["by_seed"]["last"] for row in table["rows"]):
-            part = ["<details><summary>Not run yet: the blank table</summary>", "", *part, "</details>", ""]
+            why = "Not run yet" if table["task"] is not None else "Not run on every task yet"
+            part = [f"<details><summary>{why}: the blank table</summary>", "", *part, "</details>", ""]
         lines += part
     if any(cell["state"] == "done" for cell in study["cells"]):
         lines += [f"![every seed of each method](data/{name}.png)", ""]

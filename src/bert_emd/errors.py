@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["MissingLabelsError", "UserError"]
 
 
 class UserError(ValueError):
@@ -11,3 +11,7 @@ class UserError(ValueError):
     The message is one line, says what is wrong (with file and line where there is one) and what to do.
     The commands print it as ``error: <message>`` and exit with status 2; Python users catch it as a `ValueError`.
     """
+
+
+class MissingLabelsError(UserError):
+    """Data without the labels that are needed."""

@@ -267,6 +267,10 @@ def test_the_recipe_of_a_search_holds_for_all_students(tmp_path, data):
         assert (c.learning_rate, c.beta, c.cost_scale, c.num_train_epochs) == (3e-4, beta, "relative", 7)
         assert (c.T, c.trainer_args) == (3, {"adam_beta2": 0.98})
         assert (c.seed, c.student_layers, c.task_name, c.data_dir) == (1, 2, "CoLA", data["glue"])
+    # Nor does the switch of an earlier version's best.yaml turn every method into emd.
+    path.write_text(path.read_text().replace("use_emd: null", "use_emd: true"))
+    again = config(tmp_path / "again", data, **(changes | {"methods": ("kd", "uniform")}))
+    assert [run.config.effective_mapping for run in make_plan(again).students] == ["kd", "uniform"]
     # Our defaults are not set anew, so they are not warned about where they have no effect.
     assert not {"rule", "weight_decay", "train_batch_size", "student_init", "mapping", "seed"} & made.options.keys()
     path.write_text("learning_rat: 1\n")

@@ -61,8 +61,11 @@ def test_unlabelled_training_rows_with_labelled_validation(teacher: str, files: 
 
 def test_alpha_below_1_needs_labels(teacher: str, tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", [[text] for text, _ in sentences(20, seed=1)], ["text"])
-    with pytest.raises(UserError, match="no label column"):
+    with pytest.raises(UserError, match=r"no label column .* without labels: --alpha 1"):
         distill(teacher, train, config=quick_distill(tmp_path / "out", alpha=0.5))
+    with pytest.raises(UserError, match="no label column") as untaught:
+        distill(teacher, train, config=quick_distill(tmp_path / "out", mapping="none"))
+    assert "--alpha" not in str(untaught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -161,6 +161,7 @@ def test_tinybert_implies_its_switches_unless_the_user_set_them():
     assert (kept.config.learning_rate, kept.config.cost_scale) == (5e-5, "absolute")
     in_python = DistillConfig(tinybert=True)
     assert (in_python.learning_rate, in_python.cost_scale, in_python.one_step) == (5e-5, "absolute", False)
+    assert (in_python.alpha, in_python.beta) == (kept.config.alpha, kept.config.beta) == (1, 1)
     assert DistillConfig(tinybert=True, learning_rate=1e-3).learning_rate == 1e-3
     assert kept.sources["learning_rate"] == "tinybert"
     off = resolve(DistillConfig, flags={"tinybert": "false"})
@@ -332,8 +333,7 @@ def test_trainer_args_take_the_engines_types():
         ({"mapping": "emd", "use_emd": "false"}, "mapping emd has no effect: use_emd is false, so it is uniform"),
         ({"mapping": "emd", "pred_distill": "true"}, "mapping emd has no effect: pred_distill is set, so it is kd"),
         ({"mapping": "emd", "tinybert": "true"}, "mapping emd has no effect: use_emd is false, so it is uniform"),
-        ({"mapping": "uniform", "use_emd": "true"}, "mapping uniform has no effect: use_emd is true, so it is emd"),
-        ({"mapping": "uniform", "pkd": "true"}, "mapping uniform has no effect: pkd is set, so it is pkd"),
+        ({"mapping": "emd", "pkd": "true"}, "mapping emd has no effect: pkd is set, so it is pkd"),
         (
             {"mapping": "emd", "rule": "fixed", "update_weight": "true"},
             "update_weight true has no effect: rule is fixed",
@@ -351,6 +351,17 @@ def test_trainer_args_take_the_engines_types():
 )
 def test_a_value_that_another_one_overrules_is_warned_about(flags, told):
     assert told in resolve(DistillConfig, flags=flags).warnings
+
+
+def test_the_switch_for_emd_and_another_mapping_are_a_contradiction():
+    with pytest.raises(UserError, match="use_emd true means mapping emd, and mapping uniform is given too; keep one"):
+        resolve(DistillConfig, flags={"mapping": "uniform", "use_emd": "true"})
+    assert resolve(DistillConfig, flags={"use_emd": "true"}).config.effective_mapping == "emd"
+
+
+def test_a_switch_for_a_mapping_wins_over_the_preset():
+    flags = {"pkd": "true", "task_name": "mrpc", "student_layers": "4"}
+    assert resolve(DistillConfig, flags=flags, preset="paper").config.effective_mapping == "pkd"
 
 
 def test_the_switches_of_the_reference_alone_are_no_contradiction():

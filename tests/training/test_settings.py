@@ -33,7 +33,6 @@ def test_a_task_and_data_in_memory_exclude_each_other(teacher: str, files: dict[
         ({"student_hidden_size": 8, "student_init": "last"}, "none are here; leave it out"),
         ({"student_hidden_size": 8, "student_layer_ids": (1, 2)}, "copies nothing; use student_layers"),
         ({"pkd": True, "mapping": "none"}, "keep one"),
-        ({"pkd": True, "mapping": "emd"}, "keep one"),
         ({"seed": 2**32}, r"below 2\*\*32"),
     ],
 )

@@ -116,6 +116,15 @@ def test_an_infinite_bfloat16_is_not_kept(tmp_path: Path) -> None:
     assert not cache.has([1])
 
 
+def test_an_example_of_another_length_than_was_said_is_not_written_over_its_neighbour(tmp_path: Path) -> None:
+    batch = padded_batch((9, 5))
+    logits, features = outputs_of(tiny("bert", layers=1), batch)
+    cache = cache_for(tmp_path, features, [8, 5])
+    with pytest.raises(ValueError, match="example 0 has 9 tokens, and its length was given as 8"):
+        cache.store([0, 1], batch["attention_mask"], logits, features)
+    assert cache.count == 0
+
+
 def test_logits_alone_take_no_room_for_features(tmp_path: Path) -> None:
     logits, features = outputs_of(tiny("bert"), padded_batch((4, 4)), Needs())
     cache = cache_for(tmp_path, features, [4, 4])

@@ -10,11 +10,11 @@ from typing import Any
 import datasets
 
 from bert_emd.data.examples import Examples
-from bert_emd.data.labels import UNLABELLED, label_lookup, listing, normalise_label
+from bert_emd.data.labels import label_lookup, listing, normalise_label
 from bert_emd.data.tables import Table, dataset_table, read_table
 from bert_emd.data.tasks import Task, custom_task
 from bert_emd.data.text import parse_number
-from bert_emd.errors import UserError
+from bert_emd.errors import MissingLabelsError, UserError
 
 __all__ = ["choose_label_column", "choose_text_columns", "from_dataset", "load_file", "texts_of"]
 
@@ -139,9 +139,9 @@ def choose_label_column(table: Table, wanted: str | None, needs_labels: bool) ->
     else:
         found = wanted if wanted in table.columns else None
     if found is None and needs_labels:
-        raise UserError(
+        raise MissingLabelsError(
             f"{table.source}: no label column {wanted or listing(_LABEL_COLUMNS)!r} (found: {_quoted(table)}): name it "
-            f"with --label_column ({UNLABELLED})"
+            "with --label_column"
         )
     return found
 
@@ -218,8 +218,8 @@ def _spellings(table: Table, column: str, needs_labels: bool) -> list[str] | Non
         spelling = _spell(value)
         if not spelling:
             if needs_labels:
-                raise UserError(
-                    f"{table.where(row)}: missing label in column {column!r}: add it or remove the row ({UNLABELLED})"
+                raise MissingLabelsError(
+                    f"{table.where(row)}: missing label in column {column!r}: add it or remove the row"
                 )
             return None
         spellings.append(spelling)

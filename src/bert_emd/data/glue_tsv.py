@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bert_emd.data.examples import Examples
-from bert_emd.data.labels import UNLABELLED, listing
+from bert_emd.data.labels import listing
 from bert_emd.data.tasks import Split, Task
 from bert_emd.data.text import as_float32, parse_number, read_lines
-from bert_emd.errors import UserError
+from bert_emd.errors import MissingLabelsError, UserError
 
 __all__ = ["read_glue_tsv"]
 
@@ -29,8 +29,10 @@ def read_glue_tsv(path: Path, task: Task, split: Split, *, needs_labels: bool = 
     label_position = None
     # Without a need for labels a file may lack the column; where it is there, it is read and checked all the same.
     if not split.is_test and (needs_labels or task.tsv_label_column in columns):
-        hint = f" ({UNLABELLED})"
-        label_position = _position(path, task, columns, task.tsv_label_column, hint)
+        try:
+            label_position = _position(path, task, columns, task.tsv_label_column)
+        except UserError as error:
+            raise MissingLabelsError(str(error)) from None
     parse_label = _label_parser(task)
 
     texts: list[list[str]] = [[] for _ in positions]
@@ -65,11 +67,11 @@ def read_glue_tsv(path: Path, task: Task, split: Split, *, needs_labels: bool = 
     )
 
 
-def _position(path: Path, task: Task, columns: tuple[str, ...], name: str, hint: str = "") -> int:
+def _position(path: Path, task: Task, columns: tuple[str, ...], name: str) -> int:
     if name not in columns:
         raise UserError(
             f"{path}:1: no column {name!r} in the header (found: {listing(columns)}): "
-            f"is this the official {task.name} file?{hint}"
+            f"is this the official {task.name} file?"
         )
     return columns.index(name)
 

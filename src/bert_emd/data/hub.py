@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 
 from bert_emd.data.examples import Examples
-from bert_emd.data.labels import UNLABELLED, label_lookup, listing, normalise_label
+from bert_emd.data.labels import label_lookup, listing, normalise_label
 from bert_emd.data.tasks import Split, Task
 from bert_emd.data.text import as_float32
-from bert_emd.errors import UserError
+from bert_emd.errors import MissingLabelsError, UserError
 
 __all__ = ["HUB_ID", "find_local_rows", "from_hub_rows", "load_hub_rows"]
 
@@ -81,7 +81,7 @@ def from_hub_rows(
     if not split.is_test and (needs_labels or "label" in rows.column_names):
         labels = _labels(rows, task, source)
         if labels is None and needs_labels:
-            raise UserError(f"{source} has no labels: labels are needed here ({UNLABELLED})")
+            raise MissingLabelsError(f"{source} has no labels: labels are needed here")
     return Examples(
         texts=texts[0],
         pairs=texts[1] if len(texts) > 1 else None,
@@ -110,7 +110,9 @@ def _texts(rows: datasets.Dataset, name: str, source: str) -> list[str]:
 def _labels(rows: datasets.Dataset, task: Task, source: str) -> list[float] | None:
     """Return class positions (ints) or scores (floats); None where every row says -1."""
     if "label" not in rows.column_names:
-        raise UserError(f"{source}: no column 'label' (found: {listing(rows.column_names)}): labels are needed here")
+        raise MissingLabelsError(
+            f"{source}: no column 'label' (found: {listing(rows.column_names)}): labels are needed here"
+        )
     raw: list[Any] = list(rows["label"])
     if all(value == -1 for value in raw):
         return None

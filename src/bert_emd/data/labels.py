@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 from bert_emd.errors import UserError
 
-__all__ = ["UNLABELLED", "label_lookup", "listing", "match_labels", "normalise_label", "order_labels"]
-
-UNLABELLED = "distillation with --alpha 1, from the teacher alone, needs none"
-"""What is said where labels are missing."""
+__all__ = ["label_lookup", "listing", "match_labels", "normalise_label", "order_labels"]
 
 _UNNAMED = re.compile(r"(?:label_)?(\d+)")
 

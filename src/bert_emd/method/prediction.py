@@ -94,5 +94,5 @@ def prediction_loss(
 
 def _needed(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
-        raise ValueError(f"this prediction loss needs {name}: alpha 1 does without labels, alpha 0 without a teacher")
+        raise ValueError(f"this prediction loss needs {name}")
     return tensor

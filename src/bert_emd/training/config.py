@@ -7,7 +7,6 @@ before anything is loaded.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -158,7 +157,8 @@ class FinetuneConfig(RunConfig):
 class DistillConfig(RunConfig, MatchingFields):
     """`bert-emd distill`: a small student from a fine-tuned teacher."""
 
-    # What docs/results/recipe.md found; `cost_scale` and `mapping` too.
+    # alpha, beta, cost_scale, learning_rate, num_train_epochs, and mapping in `MatchingFields`, are what
+    # docs/results/recipe.md found.
     # fmt: off
     student_from: StudentFrom = opt("teacher", "whose layers are copied: the fine-tuned teacher's, or those of the pretrained encoder it came from", group=STUDENT)
     pretrained_model: str | None = opt(None, "that encoder: a folder or a hub id (default: the one that the teacher's run.json names)", group=STUDENT)
@@ -179,7 +179,7 @@ class DistillConfig(RunConfig, MatchingFields):
     new_pred_loss: bool = opt(True, "false: soft loss times T²/2 without alpha, regression on the labels", group=METHOD)
     reduce_T: float = opt(1.0, "divides the soft loss", group=METHOD)
     use_emd: bool | None = opt(None, "the reference's switch: true: mapping emd; false: mapping uniform (default: as mapping says)", group=METHOD)
-    tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false; with pred_distill its second one, with schedule two-stage both", group=METHOD)
+    tinybert: bool = opt(False, "TinyBERT's first stage: one_step, use_emd and new_pred_loss false, absolute costs at 5e-5; with pred_distill its second one, with schedule two-stage both", group=METHOD)
     pkd: bool = opt(False, "the PKD baseline: mapping skip with the normalised [CLS] loss", group=METHOD)
     learning_rate: float = opt(1.5465e-4, "the peak learning rate", group=TRAINING)
     num_train_epochs: float = opt(6.0, "passes over the training data", group=TRAINING)
@@ -198,9 +198,8 @@ class DistillConfig(RunConfig, MatchingFields):
             # would contradict the switch.
             for name, value in tinybert_switches(self.pred_distill, self.schedule).items():
                 object.__setattr__(self, name, value)
-            defaults = {f.name: f.default for f in dataclasses.fields(self)}
             for name, value in TINYBERT_SETTINGS.items():
-                if getattr(self, name) == defaults[name]:
+                if getattr(self, name) == getattr(type(self), name):
                     object.__setattr__(self, name, value)
         self._between(0, 1, "alpha")
         self._at_least(0, "beta", "theta")

@@ -20,7 +20,9 @@ STUDENT_SHAPE = (
 )  # fmt: skip
 """The fields that say what a student built from the teacher looks like."""
 
-TINYBERT_SETTINGS: Mapping[str, Any] = MappingProxyType({"learning_rate": 5e-5, "cost_scale": "absolute"})
+TINYBERT_SETTINGS: Mapping[str, Any] = MappingProxyType({
+    "learning_rate": 5e-5, "cost_scale": "absolute", "alpha": 1.0, "beta": 1.0,
+})  # fmt: skip
 """What the reference's ``tinybert`` has beside its switches."""
 
 
@@ -65,7 +67,7 @@ def _check_mapping(config: DistillConfig) -> None:
     known = (*MAPPINGS, "kd", "none")
     if config.mapping not in known:
         raise UserError(f"mapping must be one of {', '.join(known)}, not {config.mapping!r}")
-    if config.pkd and config.mapping not in ("uniform", "pkd"):
+    if config.pkd and config.mapping not in ("uniform", "emd", "pkd"):  # the defaults of now and before
         raise UserError(f"pkd is a mapping of its own and mapping {config.mapping} another; keep one")
     if config.effective_mapping == "manual" and config.layer_map is None:
         raise UserError("mapping manual needs its pairs; give them with --layer_map 1:2,2:4,3:6")

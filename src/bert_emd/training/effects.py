@@ -46,8 +46,9 @@ def _of_distillation(config: DistillConfig) -> dict[str, str]:
     if _is_regression(config):
         found["T"] = "the target is a number, and a temperature is for classes"
     if mapping != config.mapping:
-        asked = f"use_emd is {str(config.use_emd).lower()}"
-        switch = "pred_distill is set" if config.pred_distill else "pkd is set" if config.pkd else asked
+        switch = f"use_emd is {str(config.use_emd).lower()}"
+        if config.pkd or config.pred_distill:
+            switch = "pred_distill is set" if config.pred_distill else "pkd is set"
         found["mapping"] = f"{switch}, so it is {mapping}"
     nothing = None
     if mapping in MAPPINGS and not config.matches:

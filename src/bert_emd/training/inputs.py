@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,8 +27,8 @@ from bert_emd.data import (
     relabel,
     without_sources,
 )
-from bert_emd.errors import UserError
-from bert_emd.training.config import DataConfig, RunConfig
+from bert_emd.errors import MissingLabelsError, UserError
+from bert_emd.training.config import DataConfig, DistillConfig, RunConfig
 
 __all__ = ["Aligned", "RunData", "Source", "align", "load_run_data", "load_test", "validation_splits"]
 
@@ -156,9 +157,10 @@ def load_run_data(
                 f"the {what} data are a {type(source).__name__}; pass a path or a datasets.Dataset "
                 "(datasets.Dataset.from_list makes one of a list of rows)"
             )
-        if isinstance(source, datasets.Dataset):
-            return from_dataset(source, source=f"the {what} data", **options)
-        return load_file(source, **options)
+        with nullcontext() if what == "test" else _labels_for(config):
+            if isinstance(source, datasets.Dataset):
+                return from_dataset(source, source=f"the {what} data", **options)
+            return load_file(source, **options)
 
     rows = load(train if train is not None else config.train_file, "training", needs_labels)
     if rows is None:
@@ -204,6 +206,17 @@ def load_run_data(
     return _on_augmented(data, more, source)
 
 
+@contextmanager
+def _labels_for(config: RunConfig) -> Iterator[None]:
+    """Where a distillation needs labels only for a part of its loss, say how it does without."""
+    try:
+        yield
+    except MissingLabelsError as error:
+        if isinstance(config, DistillConfig) and config.new_pred_loss and 0 < config.effective_alpha < 1:
+            raise MissingLabelsError(f"{error} (or learn from the teacher alone, without labels: --alpha 1)") from None
+        raise
+
+
 def _augmented_file(augmented: str | bool, train: Source) -> str | Path:
     """The user's own augmented file."""
     if isinstance(augmented, str):
@@ -233,10 +246,11 @@ def _on_augmented(data: RunData, more: Examples, source: Examples) -> RunData:
 def _glue(config: RunConfig, *, needs_labels: bool, augmented: str | bool) -> RunData:
     assert config.task_name is not None
     task = find_task(config.task_name)
-    if isinstance(augmented, str):
-        train = read_glue_tsv(Path(augmented), task, task.split("train_aug"), needs_labels=needs_labels)
-    else:
-        train = _split(config, task, "train_aug" if augmented else "train", needs_labels=needs_labels)
+    with _labels_for(config):
+        if isinstance(augmented, str):
+            train = read_glue_tsv(Path(augmented), task, task.split("train_aug"), needs_labels=needs_labels)
+        else:
+            train = _split(config, task, "train_aug" if augmented else "train", needs_labels=needs_labels)
     reported = validation_splits(config, None)
     if config.select_on == "holdout":
         source = _split(config, task, "train", needs_labels=needs_labels) if augmented else train

@@ -79,6 +79,8 @@ def resolve(
     if user.get("pred_distill"):
         # The reference's prediction stage has warm-up and decay whatever the intermediate one has.
         layers[PRED_DISTILL] = {"lr_scheduler": "linear"}
+    if user.get("use_emd") is True and user.get("mapping") == "uniform":
+        raise UserError("use_emd true means mapping emd, and mapping uniform is given too; keep one")
     if user.get("tinybert"):
         from bert_emd.training.distill_checks import TINYBERT_SETTINGS, tinybert_switches
 

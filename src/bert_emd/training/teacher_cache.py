@@ -206,7 +206,10 @@ class TeacherCache:
         """Written, not copied into the map: a fault for each page would cost several times as much."""
         if self._file is None:
             self._file = (self.folder / _FEATURES).open("r+b", buffering=0)
-        self._file.seek(int(self._starts[row]) * self._width * 2)
+        start, stop = int(self._starts[row]), int(self._starts[row + 1])
+        if len(values) != stop - start:
+            raise ValueError(f"example {row} has {len(values)} tokens, and its length was given as {stop - start}")
+        self._file.seek(start * self._width * 2)
         left = values.contiguous().numpy().data.cast("B")
         while len(left):
             left = left[self._file.write(left) :]

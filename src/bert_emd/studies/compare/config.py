@@ -33,6 +33,7 @@ TEACHER_PREFIX = "teacher_"
 NOT_SHARED: Mapping[str, str] = MappingProxyType({
     "seed": "--seeds are the students', --teacher_seed is the teacher's",
     "mapping": "--methods names the mappings",
+    "use_emd": "--methods names the mappings",
     "overwrite_output_dir": "finished runs are kept; for new ones name another --output_dir",
     "resume_from_checkpoint": "the same command again goes on by itself",
     "do_eval": "every student is evaluated",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bert_emd.errors import UserError
-from bert_emd.training.config import RunConfig
+from bert_emd.training.config import DistillConfig, RunConfig
 from bert_emd.training.outputs import complete_checkpoints, write_json
 from bert_emd.training.values import show
 
@@ -27,8 +27,13 @@ _PLACES = frozenset({
 
 def settings_of(config: RunConfig, *, all_of_them: bool = False) -> dict[str, Any]:
     """The values that decide a run's numbers, as JSON reads them back; values without effect left out, or not."""
-    unused = () if all_of_them else config.without_effect()
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _PLACES and k not in unused}
+    unused = set() if all_of_them else set(config.without_effect())
+    values = dataclasses.asdict(config)
+    if isinstance(config, DistillConfig):
+        # One method is one setting, whichever of the switches named it.
+        values["mapping"] = config.effective_mapping
+        unused = unused - {"mapping"} | {"use_emd"}
+    values = {k: v for k, v in values.items() if k not in _PLACES and k not in unused}
     return dict(json.loads(json.dumps(values)))
 
 

@@ -227,8 +227,8 @@ def _task(
 
 def _warnings(config: CompareConfig, student: Resolved[DistillConfig]) -> list[str]:
     """Which of a student's options have no effect; `select_on` is the comparison's own where nobody asked for it."""
-    (default,) = (f.default for f in dataclasses.fields(config) if f.name == "select_on")
-    return [w for w in student.warnings if config.select_on != default or not w.startswith("select_on ")]
+    asked = config.select_on != CompareConfig.select_on
+    return [warning for warning in student.warnings if asked or not warning.startswith("select_on ")]
 
 
 def _depths(config: CompareConfig, method: Method, total: int) -> list[int]:

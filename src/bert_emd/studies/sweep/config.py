@@ -30,7 +30,7 @@ class SweepConfig(DistillConfig):
     # fmt: off
     space: dict[str, Any] = opt({}, "what is searched: learning_rate=1e-5..1e-3:log beta=0.1,1,10 T=1..8:int; several values of lists are parted by a slash: student_layer_ids=2,4,6/1,3,6", group=SWEEP)
     space_file: str | None = opt(None, "the same as a YAML file of lines like `beta: [0.1, 1, 10]` or `T: 1..8`; --space wins over it", group=SWEEP)
-    space_preset: SpacePreset | None = opt(None, "paper: every value of beta, T_emd, T and learning_rate that stands in the published best settings; the other two win over it", group=SWEEP)
+    space_preset: SpacePreset | None = opt(None, "paper: every value of beta, T_emd, T and learning_rate that stands in the published best settings (with --preset paper for the published method); the other two win over it", group=SWEEP)
     objective: Objective = opt("best", "a trial's score, on the data that choose its checkpoint: of the best student (the one that distill saves) or of the last", group=SWEEP)
     sampler: Sampler = opt("tpe", "tpe learns from the trials so far; random; grid takes every combination (no ranges without a step)", group=SWEEP)
     pruner: Pruner = opt("median", "median stops a trial that does worse than half of the earlier ones did at the same evaluation; none", group=SWEEP)

@@ -261,6 +261,10 @@ def _settings(config: SweepConfig, space: Space, data: RunData) -> dict[str, Any
         if isinstance(value, str) and (f.name.endswith(("_file", "_dir", "_model"))) and Path(value).exists():
             value = str(Path(value).resolve())
         fixed[f.name] = value
+    if "mapping" in fixed and "use_emd" in fixed:
+        # One method is one setting, whichever of the switches named it.
+        fixed["mapping"] = config.effective_mapping
+        del fixed["use_emd"]
     described = {f"space of {name}": text for name, text in space.described().items()}
     return {
         **fixed, **described, "objective": config.objective, "selected_on": data.selected_on,

@@ -170,6 +170,8 @@ def compare_settings(study: optuna.Study, settings: dict[str, Any], defaults: di
         return
     now = json.loads(json.dumps(settings))
     before = {name: value for name, value in json.loads(json.dumps(defaults)).items() if name in now} | before
+    if "use_emd" not in now:
+        before.pop("use_emd", None)  # of an earlier version; the mapping says it
     differing = [name for name in sorted({*before, *now}) if before.get(name, ...) != now.get(name, ...)]
     if not differing:
         return
