@@ -195,8 +195,7 @@ def write(root: Path) -> None:
         data = stored(root, name)
         if wanted.get("methods") and data["cells"]:
             study = whole(wanted, data)
-            done = {(cell["task"], cell["layers"]) for cell in data["cells"]}
-            keep = [t for t in study["tables"] if t["task"] is None or (t["task"], t["layers"]) in done]
+            keep = [t for t in study["tables"] if any(row["by_seed"]["last"] for row in t["rows"])]
             figure = draw(study | {"tables": [_run_rows(table) for table in keep]}, "png")
             (root / "data" / f"{name}.png").write_bytes(figure["png"])
 
