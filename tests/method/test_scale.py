@@ -12,7 +12,7 @@ from layer_features import MASK, features, options, total, with_gradient, worst_
 from torch import Tensor
 
 from bert_emd.method import build_mapping
-from bert_emd.method.scale import attention_mean_squares, hidden_mean_squares, usable_scale
+from bert_emd.method.distances import attention_costs, hidden_costs
 
 SHAPES = {"short rows": (3, 2, 6, 4), "long rows": (2, 3, 40, 4), "one": (1, 1, 1, 1)}
 
@@ -46,6 +46,12 @@ def loop_over_scores(q: Tensor, k: Tensor, mask: Tensor | None, average: bool) -
     return total / count
 
 
+def loop_over_states(layer: Tensor, mask: Tensor | None) -> float:
+    batch, length, width = layer.shape
+    kept = [layer[b, p].double() for b in range(batch) for p in range(length) if mask is None or mask[b, p]]
+    return sum(math.fsum((row * row).tolist()) for row in kept) / (width * len(kept))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -53,33 +59,70 @@ def loop_over_scores(q: Tensor, k: Tensor, mask: Tensor | None, average: bool) -
 def test_attention_scores(shape: str, average: bool, masked: bool, dtype: str, tolerance: float) -> None:
     kind = getattr(torch, dtype)
     layers = [((1 + j) * drawn(j, *SHAPES[shape]).to(kind), drawn(j + 9, *SHAPES[shape]).to(kind)) for j in range(3)]
-    batch, _, length, _ = SHAPES[shape]
+    batch, heads, length, width = SHAPES[shape]
+    student = drawn(5, batch, heads + average, length, width).to(kind)
     mask = a_mask(batch, length) if masked else None
-    found = attention_mean_squares(layers, mask, average=average)
+    found = attention_costs([(student, student)], layers, mask, squares=True).squares
     expected = [loop_over_scores(q.double(), k.double(), mask, average) for q, k in layers]
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found.numpy(), expected, rtol=tolerance)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_hidden_states(masked: bool) -> None:
-    layers = [(1 + j) * drawn(j, 3, 6, 5) for j in range(3)]
-    mask = a_mask(3, 6) if masked else None
-    expected = []
-    for layer in layers:
-        kept = [layer[b, p] for b in range(3) for p in range(6) if mask is None or mask[b, p]]
-        expected.append(sum(float(v) ** 2 for row in kept for v in row) / (5 * len(kept)))
-    np.testing.assert_allclose(hidden_mean_squares(layers, mask).numpy(), expected, rtol=1e-12)
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("students", [1, 3])
+@pytest.mark.parametrize("shape", [(2, 4, 200, 8), (60, 4, 40, 8)], ids=["d x d products", "scores"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_scores_of_large_batches(
+    shape: tuple[int, ...], students: int, average: bool, masked: bool, dtype: str
+) -> None:
+    """The routes that only large tensors take."""
+    kind = getattr(torch, dtype)
+    layers = [((1 + j) * drawn(j, *shape).to(kind), drawn(j + 9, *shape).to(kind)) for j in range(3)]
+    batch, heads, length, width = shape
+    student = drawn(5, batch, heads + average, length, width).to(kind)
+    mask = a_mask(batch, length) if masked else None
+    found = attention_costs([(student, student)] * students, layers, mask, squares=True).squares
+    keep = torch.ones(batch, length) if mask is None else mask
+    pairs = keep[:, None, :, None] * keep[:, None, None, :]
+    for q, k, mean_square in zip(*zip(*layers, strict=True), found.tolist(), strict=True):
+        scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(width)
+        if average:
+            scores = scores.mean(1, keepdim=True)
+        expected = (scores.square() * pairs).sum() / (pairs.sum() * scores.shape[1])
+        assert mean_square == pytest.approx(expected.item(), rel=2e-6)
+
+
+@pytest.mark.parametrize("students", [1, 3])
+@pytest.mark.parametrize("shape", [(3, 6, 5), (8, 40, 1024)], ids=["small", "large"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 2e-6)])
+def test_hidden_states(masked: bool, dtype: str, tolerance: float, shape: tuple[int, ...], students: int) -> None:
+    layers = [((1 + j) * drawn(j, *shape)).to(getattr(torch, dtype)) for j in range(3)]
+    mask = a_mask(*shape[:2]) if masked else None
+    expected = [loop_over_states(layer, mask) for layer in layers]
+    student = [drawn(7, *shape).to(layers[0].dtype)] * students
+    found = hidden_costs(student, layers, mask, squares=True).squares
+    np.testing.assert_allclose(found.numpy(), expected, rtol=tolerance)
 
 
 def test_nothing_is_learnt_through_the_scale() -> None:
     layer, query = drawn(0, 2, 3, 4).requires_grad_(), drawn(1, 2, 2, 3, 4).requires_grad_()
-    assert not hidden_mean_squares([layer]).requires_grad
-    assert not attention_mean_squares([(query, query)]).requires_grad
+    for costs in (
+        hidden_costs([layer], [layer.detach()], squares=True),
+        attention_costs([(query, query)], [(query.detach(), query.detach())], squares=True),
+    ):
+        assert costs.D.requires_grad
+        assert not costs.squares.requires_grad
+
+
+def test_the_mean_squares_are_not_made_unless_asked() -> None:
+    layer, query = drawn(0, 2, 3, 4), drawn(1, 2, 2, 3, 4)
+    assert hidden_costs([layer], [layer]).squares is None
+    assert attention_costs([(query, query)], [(query, query)]).squares is None
 
 
 def test_a_layer_of_zeros_leaves_its_costs_as_they_are() -> None:
-    assert usable_scale(torch.tensor([0.0, 4.0, 1e-13])).tolist() == [1.0, 4.0, 1.0]
     for name in ("emd", "uniform"):
         student, teacher = with_gradient(features(2, 0)), features(2, 1)
         teacher.hidden[1].zero_()
@@ -107,7 +150,7 @@ def test_the_earth_movers_plan_weights_and_loss_see_relative_costs(masked: bool,
         exact = with_gradient(student)
         scales = {
             "attention": [loop_over_scores(q, k, mask, average) for q, k in teacher.attention],
-            "hidden": hidden_mean_squares(teacher.hidden, mask).tolist(),  # held to a loop above
+            "hidden": [loop_over_states(layer, mask) for layer in teacher.hidden],
         }
         costs = {
             "attention": reference.attention_costs(exact.attention, teacher.attention, mask),

@@ -26,35 +26,40 @@ _ROUNDED = 8.0
 
 
 class AttentionDistances(torch.autograd.Function):
-    """D_ij of `bert_emd.method.attention_distances` for checked input.
+    """D_ij of `bert_emd.method.attention_distances` for checked input, and the mean squares of the teacher's scores.
 
-    Arguments: mask [B, L] or None, M, whether head averages are compared, then query, key, query, key, …
+    Arguments: mask [B, L] or None, M, whether head averages are compared, whether the mean squares are wanted (they are
+    None if not), then query, key, query, key, …
     """
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor | None, m: int, average: bool, *flat: Tensor) -> Tensor:
+    def forward(ctx: Any, mask: Tensor | None, m: int, average: bool, squares: bool, *flat: Tensor) -> Any:
         ctx.save_for_backward(*flat)
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         pieces = Pieces(mask, pairs, average, m)
         ctx.pieces, ctx.m = pieces, m
         layers = [Layer(pieces, pair) for pair in pairs]
         total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=flat[0].device)
+        squares_N = torch.zeros_like(total_MN[0]) if squares else None
         norms = torch.zeros(len(layers), dtype=torch.float64)
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
                 if piece.products:
-                    total_MN += _by_products(pieces, layers, piece, m)
+                    total_MN += _by_products(pieces, layers, piece, m, squares_N)
                 else:
                     scores = pieces.scores(layers, piece).flatten(1)
-                    total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small) * pieces.unit**2
+                    total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small, squares_N=squares_N)
                     if pieces.small and pieces.on_cpu:
-                        norms += torch.linalg.vector_norm(scores, dim=1).double().square() * pieces.unit**2
+                        norms += torch.linalg.vector_norm(scores, dim=1).double().square()
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
-                    total_MN[i, j] = _in_float64(mask, [pairs[i], pairs[m + j]], average)
+                    total_MN[i, j] = _in_float64(mask, [pairs[i], pairs[m + j]], average) / pieces.unit**2
         pieces.release()
-        cost_MN: Tensor = total_MN / pieces.count
-        return cost_MN.to(result_dtype(list(flat)))
+        scale = pieces.unit**2 / pieces.count
+        if squares_N is not None:
+            squares_N *= scale
+            ctx.mark_non_differentiable(squares_N)
+        return (total_MN * scale).to(result_dtype(list(flat))), squares_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -62,7 +67,7 @@ class AttentionDistances(torch.autograd.Function):
         flat, m, pieces = ctx.saved_tensors, ctx.m, ctx.pieces
         layers = [Layer(pieces, pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
         scale_MN = grad_outputs[0].double() * 2.0 / pieces.count
-        asked = ctx.needs_input_grad[3:]
+        asked = ctx.needs_input_grad[4:]
         # The teacher is a constant. What no piece writes, padding, has no gradient.
         new = torch.empty_like if pieces.kept is None else torch.zeros_like
         grads = [new(t) if asked[i] and i < 2 * m else None for i, t in enumerate(flat)]
@@ -76,7 +81,7 @@ class AttentionDistances(torch.autograd.Function):
                 backward = _backward_by_products if piece.products else _backward_by_scores
                 backward(pieces, student, teacher, weights_MN, sides, piece)
         pieces.release()
-        return (None, None, None, *grads)
+        return (None, None, None, None, *grads)
 
 
 def _in_float64(mask: Tensor | None, pair: Sequence[QueryKey], average: bool) -> Tensor:
@@ -114,8 +119,11 @@ def _backward_by_scores(
                 pieces.give(grad, torch.bmm(d, x, out=found), piece)
 
 
-def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int) -> Tensor:
-    """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences."""
+def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor | None) -> Tensor:
+    """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences.
+
+    Over the unit of the scores; ``squares_N`` takes in the teacher's own sums of squares.
+    """
     taken = [_Taken(pieces, layer, piece) for layer in layers]
     student, teacher = taken[:m], taken[m:]
     norms = torch.stack([_inner(t.query, t.key, t.query, t.key).sum() * t.factor**2 for t in taken])
@@ -126,12 +134,14 @@ def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int) 
         for row in torch.split(inner, [t.query.shape[2] for t in student])
     ]
     factors = [torch.tensor([t.factor for t in ts], dtype=torch.float64) for ts in (student, teacher)]
+    if squares_N is not None:
+        squares_N += norms[m:] / pieces.unit**2
     cross_MN = torch.stack([torch.stack([b.sum() for b in row]) for row in blocks]) * torch.outer(*factors)
     total_MN = norms[:m, None] + norms[m:] - 2 * cross_MN
     for i, j in too_close(total_MN, norms[:m], norms[m:], _TOO_CLOSE_BY_PRODUCTS):
         scores = pieces.scores([layers[i], layers[m + j]], piece).flatten(1)
         total_MN[i, j] = pair_sums(scores[:1], scores[1:])[0, 0] * pieces.unit**2
-    return total_MN
+    return total_MN / pieces.unit**2
 
 
 def _inner(q: Tensor, k: Tensor, r: Tensor, s: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ times a tensor is kept for backward: the pieces are recomputed, and only pairs w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,20 @@ from bert_emd.method.attention import AttentionDistances, QueryKey
 from bert_emd.method.hidden import streamed_hidden_distances
 from bert_emd.method.projected import State
 
-__all__ = ["attention_distances", "hidden_distances"]
+__all__ = ["LayerCosts", "attention_costs", "attention_distances", "hidden_costs", "hidden_distances"]
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """All-pairs distances, and how large the teacher's own layers are: what relative costs are measured in."""
+
+    D: Tensor
+    """[M, N], differentiable."""
+    squares: Tensor | None
+    r"""The mean square of each teacher layer over what D's mean runs over, [N] float64, a constant; None if not asked.
+
+    .. math:: s_j = \operatorname{mean}\,T_j^2, \qquad s_j = \operatorname{mean}\,(A^T_j)^2
+    """
 
 
 def hidden_distances(
@@ -45,6 +59,22 @@ def hidden_distances(
 
     Source: Li et al., EMNLP 2020, section 3.2.
     """
+    return hidden_costs(student, teacher, mask, look=look).D
+
+
+def hidden_costs(
+    student: Sequence[State],
+    teacher: Sequence[Tensor],
+    mask: Tensor | None = None,
+    *,
+    look: bool = True,
+    squares: bool = False,
+) -> LayerCosts:
+    """`hidden_distances`, and with ``squares`` the mean squares of the teacher's layers from the same pass.
+
+    >>> hidden_costs([torch.zeros(1, 2, 3)], [2 * torch.ones(1, 2, 3)], squares=True)
+    LayerCosts(D=tensor([[4.]]), squares=tensor([4.], dtype=torch.float64))
+    """
     _check_layers(student, teacher)
     shape = student[0].shape
     for name, layer in [("student", s) for s in student] + [("teacher", t) for t in teacher]:
@@ -59,7 +89,7 @@ def hidden_distances(
         if layer.shape != shape:
             raise ValueError(f"a {name} layer has shape {tuple(layer.shape)} but another has {tuple(shape)}")
     mask = _check_mask(mask, shape[:2], teacher[0].device, look=look)
-    return streamed_hidden_distances(student, teacher, mask)
+    return LayerCosts(*streamed_hidden_distances(student, teacher, mask, squares=squares))
 
 
 def attention_distances(
@@ -90,6 +120,23 @@ def attention_distances(
 
     Source: Li et al., EMNLP 2020, section 3.2.
     """
+    return attention_costs(student, teacher, mask, look=look).D
+
+
+def attention_costs(
+    student: Sequence[QueryKey],
+    teacher: Sequence[QueryKey],
+    mask: Tensor | None = None,
+    *,
+    look: bool = True,
+    squares: bool = False,
+) -> LayerCosts:
+    """`attention_distances`, and with ``squares`` the mean squares of the teacher's scores from the same pass.
+
+    >>> one, two = torch.ones(1, 1, 1, 4), 2 * torch.ones(1, 1, 1, 4)  # scores 4/2 = 2 and 8/2 = 4
+    >>> attention_costs([(one, one)], [(one, two)], squares=True)
+    LayerCosts(D=tensor([[4.]]), squares=tensor([16.], dtype=torch.float64))
+    """
     _check_layers(student, teacher)
     first = student[0][0]
     batch, length = first.shape[0], first.shape[-2]
@@ -108,7 +155,7 @@ def attention_distances(
     mask = _check_mask(mask, (batch, length), first.device, look=look)
     heads = {q.shape[1] for q, _ in (*student, *teacher)}
     flat = [tensor for pair in (*student, *teacher) for tensor in pair]
-    return AttentionDistances.apply(mask, len(student), len(heads) > 1, *flat)  # type: ignore[no-any-return, no-untyped-call]
+    return LayerCosts(*AttentionDistances.apply(mask, len(student), len(heads) > 1, squares, *flat))  # type: ignore[no-untyped-call]
 
 
 def _check_layers(student: Sequence[Any], teacher: Sequence[Any]) -> None:

@@ -31,8 +31,10 @@ _FULL = 0.85
 _ROUNDED = 3e-4
 
 
-def streamed_hidden_distances(student: Sequence[State], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-    """D_ij of `bert_emd.method.hidden_distances` for checked input."""
+def streamed_hidden_distances(
+    student: Sequence[State], teacher: Sequence[Tensor], mask: Tensor | None, *, squares: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """D_ij of `bert_emd.method.hidden_distances` for checked input, and the teacher's mean squares where wanted."""
     lengths: list[int] = []
     tensors: list[Tensor | None] = []
     for _, group in groupby(student, lambda s: (id(s.weight), id(s.bias)) if isinstance(s, Projected) else None):
@@ -42,17 +44,20 @@ def streamed_hidden_distances(student: Sequence[State], teacher: Sequence[Tensor
         tensors += [s.state if isinstance(s, Projected) else s for s in run]
     device = teacher[0].device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return _HiddenDistances.apply(mask, autocast, lengths, *tensors, *teacher)  # type: ignore[no-any-return, no-untyped-call]
+    return _HiddenDistances.apply(mask, autocast, squares, lengths, *tensors, *teacher)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _HiddenDistances(torch.autograd.Function):
-    """Arguments: mask [B, L] or None, the dtype of autocast or None, the lengths m of the runs, and the tensors.
+    """Arguments: mask [B, L] or None, the dtype of autocast or None, whether the teacher's mean squares are wanted
+    (they are None if not), the lengths m of the runs, and the tensors.
 
     The tensors are weight, bias (None without a projection) and states of each run, then the teacher's states.
     """
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor | None, autocast: torch.dtype | None, lengths: list[int], *tensors: Any) -> Any:
+    def forward(
+        ctx: Any, mask: Tensor | None, autocast: torch.dtype | None, squares: bool, lengths: list[int], *tensors: Any
+    ) -> Any:
         ctx.save_for_backward(*tensors)
         ctx.lengths, ctx.autocast = lengths, autocast
         of_runs, teacher = _parted(tensors, lengths)
@@ -60,14 +65,17 @@ class _HiddenDistances(torch.autograd.Function):
         rows = ctx.rows = _Rows(mask, teacher[0], sum(lengths) + len(teacher), dtype)
         ctx.count = rows.count * rows.width
         with torch.autocast(rows.device.type, enabled=False):
-            total_MN = _totals(rows, autocast, of_runs, teacher)
-        return (total_MN / ctx.count).to(dtype)
+            total_MN, squares_N = _totals(rows, autocast, of_runs, teacher, squares)
+        if squares_N is not None:
+            squares_N /= ctx.count
+            ctx.mark_non_differentiable(squares_N)
+        return (total_MN / ctx.count).to(dtype), squares_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         of_runs, teacher = _parted(ctx.saved_tensors, ctx.lengths)
-        asked, _ = _parted(ctx.needs_input_grad[3:], ctx.lengths)
+        asked, _ = _parted(ctx.needs_input_grad[4:], ctx.lengths)
         # d D_ij / d Y_i = 2/count (Y_i - T_j)
         scale_MN = grad_outputs[0].double() * 2.0 / ctx.count
         rows, m = ctx.rows, len(scale_MN)
@@ -88,14 +96,17 @@ class _HiddenDistances(torch.autograd.Function):
                 for gradient, wide_mRD in zip(gradients, torch.split(total_MRD, ctx.lengths), strict=True):
                     gradient.add(wide_mRD, piece)
         found = [grad for gradient in gradients for grad in gradient.all()]
-        return (None, None, None, *found, *[None] * len(teacher))
+        return (None, None, None, None, *found, *[None] * len(teacher))
 
 
-def _totals(rows: _Rows, autocast: torch.dtype | None, of_runs: list[_Parts], teacher: Sequence[Tensor]) -> Tensor:
-    """Σ (y - t)² of all pairs, [M, N] float64."""
+def _totals(
+    rows: _Rows, autocast: torch.dtype | None, of_runs: list[_Parts], teacher: Sequence[Tensor], squares: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Σ (y - t)² of all pairs, [M, N] float64, and Σ t², [N] float64, where it is wanted."""
     runs = [_Run(rows, autocast, *parts) for parts in of_runs]
     m, n = sum(len(run.states) for run in runs), len(teacher)
     total_MN = torch.zeros(m, n, dtype=torch.float64, device=rows.device)
+    squares_N = torch.zeros_like(total_MN[0]) if squares else None
     space = _Space(rows, m + n, rows.width, rows.dtype)
     # Where it is no wait: whether a float32 projection is exact enough for these costs.
     look = any(run.projects for run in runs) and autocast is None and rows.on_cpu and rows.dtype == torch.float32
@@ -104,12 +115,12 @@ def _totals(rows: _Rows, autocast: torch.dtype | None, of_runs: list[_Parts], te
         _fill(runs, layers[:m], piece)
         rows.take(teacher, piece, layers[m:])
         stacked = layers.flatten(1)
-        total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small)
+        total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small, squares_N=squares_N)
         if look and piece.start == 0:
             norms = torch.linalg.vector_norm(stacked, dim=1).double().square()
             if (total_MN < _ROUNDED * (norms[:m, None] + norms[m:])).any():
-                return _totals(rows.precise(), autocast, of_runs, teacher)
-    return total_MN
+                return _totals(rows.precise(), autocast, of_runs, teacher, squares)
+    return total_MN, squares_N
 
 
 def _fill(runs: Sequence[_Run], student_MRD: Tensor, piece: slice) -> None:

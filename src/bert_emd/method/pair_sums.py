@@ -43,21 +43,33 @@ def result_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def pair_sums(student_MK: Tensor, teacher_NK: Tensor, *, small: bool = False) -> Tensor:
-    """Σ_k (s_ik - t_jk)², [M, N] float64; ``small`` where these are all there is, and not many.
+def pair_sums(
+    student_MK: Tensor, teacher_NK: Tensor, *, small: bool = False, squares_N: Tensor | None = None
+) -> Tensor:
+    """Σ_k (s_ik - t_jk)², [M, N] float64.
 
     On a CPU all pairs come from one product of matrices, and those that nearly agree are taken again by their
     differences. Other devices take differences throughout: choosing would mean to wait for them.
+
+    Args:
+        student_MK: [M, K].
+        teacher_NK: [N, K].
+        small: whether these are all there is, and not many.
+        squares_N: [N] float64, to which Σ_k t_jk² is added where it is given.
     """
     m, n = len(student_MK), len(teacher_NK)
-    if not on_cpu(student_MK):
-        return _by_distance(student_MK, teacher_NK)
-    if small or student_MK.dtype == torch.float64 or m * n <= m + n:
-        pairs = [(i, j) for i in range(m) for j in range(n)]
-        total_MN = student_MK.new_empty(m, n, dtype=torch.float64)
-    else:
+    if on_cpu(student_MK) and not small and student_MK.dtype != torch.float64 and m * n > m + n:
         norms_M, norms_N, total_MN = _by_product(student_MK, teacher_NK)
         pairs = too_close(total_MN, norms_M, norms_N)
+        if squares_N is not None:
+            squares_N += norms_N
+    else:
+        if squares_N is not None:
+            squares_N += _squares(teacher_NK)
+        if not on_cpu(student_MK):
+            return _by_distance(student_MK, teacher_NK)
+        pairs = [(i, j) for i in range(m) for j in range(n)]
+        total_MN = student_MK.new_empty(m, n, dtype=torch.float64)
     difference = torch.empty_like(student_MK[0])
     for i, j in pairs:
         torch.sub(student_MK[i], teacher_NK[j], out=difference)
@@ -75,32 +87,38 @@ def too_close(total_MN: Tensor, norms_M: Tensor, norms_N: Tensor, ratio: float =
 def _by_product(student_MK: Tensor, teacher_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Squared norms of both sides and |s|² + |t|² - 2 s·t."""
     m, n, k = len(student_MK), len(teacher_NK), student_MK.shape[1]
-    norms = [student_MK.new_zeros(rows, dtype=torch.float64) for rows in (m, n)]
+    norms_M, norms_N = _squares(student_MK), _squares(teacher_NK)
     cross_MN = student_MK.new_zeros(m, n, dtype=torch.float64)
-    whole = k - k % _CHUNK
-    for start, stop, width in ((0, whole, _CHUNK), (whole, k, k - whole)):
-        if stop == start:
-            continue
+    for start, stop, width in _cuts(k, _CHUNK):
         # [P, M, width] and [P, N, width]: views, no copies.
         s, t = (_chunks(x, start, stop, width) for x in (student_MK, teacher_NK))
         cross_MN += torch.bmm(s, t.transpose(1, 2)).sum(0, dtype=torch.float64)
-        for norm, x in zip(norms, (s, t), strict=True):
-            norm += torch.linalg.vector_norm(x, dim=2).double().square_().sum(0)
-    return norms[0], norms[1], norms[0][:, None] + norms[1] - 2 * cross_MN
+    return norms_M, norms_N, norms_M[:, None] + norms_N - 2 * cross_MN
+
+
+def _squares(rows_MK: Tensor) -> Tensor:
+    """Σ_k x_ik², [M] float64."""
+    total_M = rows_MK.new_zeros(len(rows_MK), dtype=torch.float64)
+    for start, stop, width in _cuts(rows_MK.shape[1], _CHUNK):
+        chunks = _chunks(rows_MK, start, stop, width)
+        total_M += torch.linalg.vector_norm(chunks, dim=2).double().square_().sum(0)
+    return total_M
 
 
 def _by_distance(student_MK: Tensor, teacher_NK: Tensor) -> Tensor:
     """Euclidean distances of chunks, differences taken inside the kernel."""
     k = student_MK.shape[1]
-    chunk = 4 * _CHUNK
-    whole = k - k % chunk
     total_MN = student_MK.new_zeros(len(student_MK), len(teacher_NK), dtype=torch.float64)
-    for start, stop, width in ((0, whole, chunk), (whole, k, k - whole)):
-        if stop == start:
-            continue
+    for start, stop, width in _cuts(k, 4 * _CHUNK):
         s, t = (_chunks(x, start, stop, width) for x in (student_MK, teacher_NK))
         total_MN += torch.cdist(s, t, compute_mode="donot_use_mm_for_euclid_dist").double().square_().sum(0)
     return total_MN
+
+
+def _cuts(k: int, width: int) -> list[tuple[int, int, int]]:
+    """Where K elements are cut: from, to, and the width of the chunks in between; the rest is one chunk."""
+    whole = k - k % width
+    return [(start, stop, w) for start, stop, w in ((0, whole, width), (whole, k, k - whole)) if stop > start]
 
 
 def _chunks(rows_MK: Tensor, start: int, stop: int, width: int) -> Tensor:

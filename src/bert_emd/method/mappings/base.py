@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bert_emd.method.cost_attention import CostRule
-from bert_emd.method.distances import hidden_distances
+from bert_emd.method.distances import LayerCosts, hidden_costs
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
-from bert_emd.method.scale import attention_mean_squares, hidden_mean_squares, usable_scale
 from bert_emd.method.transfer import to_device
 
 __all__ = ["COST_OPTIONS", "CostScale", "Mapping", "MappingLoss", "MappingOptions", "StateLoss"]
@@ -27,6 +27,8 @@ COST_OPTIONS = frozenset(
     {"use_att", "use_rep", "use_embedding", "cost_scale", "count_padding", "projection", "share_param"}
 )
 """The options of every mapping that sums the distances of attention scores, hidden states and embeddings."""
+
+_NO_SCALE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +131,17 @@ class Mapping(nn.Module, abc.ABC):
             return None
         assert student.embedding is not None
         assert teacher.embedding is not None
-        cost = hidden_distances([student.embedding], [teacher.embedding], mask, look=False)[0]
-        cost, _, factor = self.whole_batch("embedding", cost, student, teacher, mask, [0])
-        return cost[0] * factor
+        costs = hidden_costs([student.embedding], [teacher.embedding], mask, look=False, squares=self.relative)
+        cost, _, factor = self.whole_batch("embedding", costs, student, mask)
+        return cost[0, 0] * factor
+
+    @property
+    def relative(self) -> bool:
+        """Whether costs are relative to the teacher layer's own mean square."""
+        return self.options.cost_scale == "relative"
 
     def whole_batch(
-        self, term: str, cost: Tensor, student: Features, teacher: Features, mask: Tensor | None, layers: Sequence[int]
+        self, term: str, costs: LayerCosts, student: Features, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | float]:
         r"""This process's costs on the scale that is asked for, those of all processes, and the factor between them.
 
@@ -142,25 +149,23 @@ class Mapping(nn.Module, abc.ABC):
 
         Args:
             term: attention, hidden or embedding.
-            cost: its costs, of any shape.
+            costs: its costs, D of any shape, with the mean squares of the last dimension's teacher layers.
             student: its features.
-            teacher: its features.
             mask: [B, L] or None.
-            layers: the teacher layer of each entry of the last dimension of ``cost``.
 
         Returns:
             D with its gradient, the whole batch's D without, and the factor of `whole_batch_mean`. The denominators
             are constants, and the whole batch's.
         """
         count = partial(self.positions, student, mask, pairs=term == "attention")
-        whole, factor = whole_batch_mean(cost, count)
-        if self.options.cost_scale == "absolute":
-            return cost, whole, factor
-        distinct = sorted(set(layers))
-        scale = usable_scale(whole_batch_mean(_mean_squares(term, student, teacher, mask, distinct), count)[0])
-        if list(layers) != distinct:
-            scale = scale[[distinct.index(j) for j in layers]]
-        return cost / scale.to(cost.dtype), whole / scale, factor
+        whole, factor = whole_batch_mean(costs.D, count)
+        if not self.relative:
+            return costs.D, whole, factor
+        assert costs.squares is not None
+        mean_squares, _ = whole_batch_mean(costs.squares, count)
+        # A layer of zeros has no scale to measure in; its costs stay as they are.
+        scale = torch.where(mean_squares > _NO_SCALE, mean_squares, 1.0)
+        return costs.D / scale.to(costs.D.dtype), whole / scale, factor
 
     @staticmethod
     def positions(student: Features, mask: Tensor | None, *, pairs: bool = False) -> Tensor | int:
@@ -176,19 +181,6 @@ class Mapping(nn.Module, abc.ABC):
 
 def _rising(layers: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if layers is None else tuple(sorted(set(layers)))
-
-
-def _mean_squares(
-    term: str, student: Features, teacher: Features, mask: Tensor | None, layers: Sequence[int]
-) -> Tensor:
-    if term == "attention":
-        queries = next(pair[0] for pair in student.attention if pair is not None)
-        chosen = [teacher.attention[j] for j in layers]
-        return attention_mean_squares(chosen, mask, average=queries.shape[1] != chosen[0][0].shape[1])
-    if term == "embedding":
-        assert teacher.embedding is not None
-        return hidden_mean_squares([teacher.embedding], mask)
-    return hidden_mean_squares([teacher.hidden[j] for j in layers], mask)
 
 
 def weighted_sum(weights: np.ndarray, cost: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bert_emd.method.cost_attention import CostAttention
-from bert_emd.method.distances import attention_distances, hidden_distances
+from bert_emd.method.distances import attention_costs, hidden_costs
 from bert_emd.method.features import Features
 from bert_emd.method.mappings.base import COST_OPTIONS, Mapping, MappingLoss, MappingOptions, weighted_sum
 from bert_emd.method.transfer import HostCopy
@@ -43,14 +43,15 @@ class EmdMapping(Mapping):
     def forward(self, student: Features, teacher: Features, mask: Tensor | None) -> MappingLoss:
         weights = self.cost_attention
         costs: dict[str, tuple[Tensor, Tensor, Tensor | float]] = {}
-        for term, wanted, distances in (
-            ("attention", self.options.attention, attention_distances),
-            ("hidden", self.options.hidden, hidden_distances),
+        for term, wanted, costs_of in (
+            ("attention", self.options.attention, attention_costs),
+            ("hidden", self.options.hidden, hidden_costs),
         ):
             if wanted:
-                cost_MN = distances(getattr(student, term), getattr(teacher, term), mask, look=False)
-                layers = range(self.options.num_teacher)
-                costs[term] = self.whole_batch(term, cost_MN, student, teacher, mask, layers)
+                found = costs_of(
+                    getattr(student, term), getattr(teacher, term), mask, look=False, squares=self.relative
+                )
+                costs[term] = self.whole_batch(term, found, student, mask)
         travelling = HostCopy([whole for _, whole, _ in costs.values()]) if costs else None
         # Queued before the host waits for the costs, so that the device has work while the plans are solved.
         loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bert_emd.method.distances import attention_distances, hidden_distances
+from bert_emd.method.distances import LayerCosts, attention_costs, hidden_costs
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
 from bert_emd.method.mappings.base import COST_OPTIONS, Mapping, MappingLoss, MappingOptions
@@ -91,17 +91,19 @@ class PairMapping(Mapping):
             return self._first_positions(pairs, student, teacher)
         loss = MappingLoss(embedding=self.embedding_loss(student, teacher, mask))
         found: dict[str, Tensor] = {}
-        for term, wanted, distances in (
-            ("attention", self.options.attention, attention_distances),
-            ("hidden", self.options.hidden, hidden_distances),
+        for term, wanted, costs_of in (
+            ("attention", self.options.attention, attention_costs),
+            ("hidden", self.options.hidden, hidden_costs),
         ):
             if not wanted:
                 continue
             ours, theirs = getattr(student, term), getattr(teacher, term)
-            costs = torch.stack([distances([ours[i]], [theirs[j]], mask, look=False)[0, 0] for i, j in pairs])
-            layers = [j for _, j in pairs]
-            costs, found[term], factor = self.whole_batch(term, costs, student, teacher, mask, layers)
-            setattr(loss, term, costs.sum() * factor)
+            each = [costs_of([ours[i]], [theirs[j]], mask, look=False, squares=self.relative) for i, j in pairs]
+            of_teacher = [costs.squares for costs in each if costs.squares is not None]
+            squares = torch.cat(of_teacher) if self.relative else None
+            stacked = LayerCosts(torch.cat([costs.D[0] for costs in each]), squares)
+            costs_P, found[term], factor = self.whole_batch(term, stacked, student, mask)
+            setattr(loss, term, costs_P.sum() * factor)
         self._record(loss, pairs, found, 1.0)
         return loss
 
