@@ -16,8 +16,9 @@ from benchmarks.harness import CASES, Case, batch_of, build, interleaved
 from benchmarks.sides import distiller_of, reference
 from bert_emd.method import Needs
 from bert_emd.models import Tap
+from bert_emd.training.cache_layout import layout_of
 from bert_emd.training.host import keep_freed_memory
-from bert_emd.training.teacher_cache import TeacherCache, blocks_of
+from bert_emd.training.teacher_cache import TeacherCache
 
 __all__ = ["epoch", "lengths_of", "synthetic_lengths"]
 
@@ -130,7 +131,7 @@ def _steps(case: Case, lengths: list[int], chosen: dict[str, list[list[int]]], f
         timed = sorted({i for b in chosen[way] for i in b})
         place = {row: k for k, row in enumerate(timed)}
         cache = TeacherCache(folder / way.replace(" ", "-"), {"way": way}, [lengths[i] for i in timed],
-                             blocks_of(features), outputs.logits.shape[1])  # fmt: skip
+                             layout_of(features, lengths, scores=True), outputs.logits.shape[1])  # fmt: skip
         distiller.cache = cache
 
         def step(

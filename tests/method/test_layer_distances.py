@@ -76,6 +76,11 @@ def paired(flat: Sequence[Tensor]) -> list[QueryKey]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("hidden", "attention_pieces"):
+        monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "_PIECE", {"cpu": 1 << 16, "other": 1 << 16})
+
+
 def weights_of_pairs(m: int, n: int) -> Tensor:
     """What the cost matrix is weighted with before backward: positive, zero and negative entries."""
     weights = normal(99, m, n)
@@ -113,8 +118,9 @@ class TestHiddenCosts:
         assert (found[1] > 0).all()
 
     @pytest.mark.parametrize("mask", ["none", "holes"])
-    def test_over_many_pieces(self, mask: str) -> None:
+    def test_over_many_pieces(self, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """More rows than are taken at once, and not a multiple of that."""
+        small_pieces(monkeypatch)
         student, teacher = hidden_layers(2, 2, (37, 131, 48))
         keep = None if mask == "none" else normal(5, 37, 131) > 0.3
         expected = reference.hidden_costs(student, teacher, keep)
@@ -263,7 +269,8 @@ class TestGradients:
         (weights * reference.attention_costs(paired(exact), teacher, mask)).sum().backward()
         assert_as_exact_as_the_loop(*([leaf.grad for leaf in each] for each in (ours, loop, exact)))
 
-    def test_over_many_pieces(self) -> None:
+    def test_over_many_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        small_pieces(monkeypatch)
         student, teacher = hidden_layers(1, 2, (19, 131, 48))
         keep = normal(5, 19, 131) > 0.3
         ours, exact = leaves(student), leaves(student, torch.float64)

@@ -22,9 +22,12 @@ from torch import Tensor
 from bert_emd import DistillTrainer, UserError, distill
 from bert_emd.method import Features, Needs
 from bert_emd.models import Tap
-from bert_emd.training.teacher_cache import TeacherCache, blocks_of, data_key, default_directory, model_key
+from bert_emd.training import teacher_cache
+from bert_emd.training.cache_layout import layout_of
+from bert_emd.training.teacher_cache import TeacherCache, data_key, default_directory, model_key, open_cache
 
 ALL = Needs(embedding=True, hidden=True, attention=True, values=True)
+HIDDEN_AND_ATTENTION = Needs(hidden=True, attention=True)
 
 
 def outputs_of(model: Any, batch: dict[str, Tensor], needs: Needs = ALL) -> tuple[Tensor, Features]:
@@ -33,8 +36,10 @@ def outputs_of(model: Any, batch: dict[str, Tensor], needs: Needs = ALL) -> tupl
     return outputs.logits, features
 
 
-def cache_for(folder: Path, features: Features, lengths: list[int], **key: Any) -> TeacherCache:
-    return TeacherCache(folder, {"model": "m", **key}, lengths, blocks_of(features), 2)
+def cache_for(
+    folder: Path, features: Features, lengths: list[int], *, scores: bool = False, **key: Any
+) -> TeacherCache:
+    return TeacherCache(folder, {"model": "m", **key}, lengths, layout_of(features, lengths, scores=scores), 2)
 
 
 def assert_same_where_kept(found: Tensor, expected: Tensor, mask: Tensor) -> None:
@@ -76,6 +81,65 @@ def test_what_was_stored_comes_back_for_the_right_examples(tmp_path: Path, holes
     for pair, truths in zip(found.attention, features.attention, strict=True):
         for ours, truth in zip(pair, truths, strict=True):
             assert_same_where_kept(ours, truth[order], mask[order])
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_scores_are_kept_where_they_take_less_room(tmp_path: Path, holes: bool, bf16: bool) -> None:
+    """9 tokens have 9 scores in a head for the 8 + 8 numbers of their query and key."""
+    batch = padded_batch((9, 5, 3))
+    if holes:
+        batch = {name: tensor.flip(1) for name, tensor in batch.items()}
+        batch["attention_mask"][0, 4] = 0
+    mask = batch["attention_mask"]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits, features = outputs_of(tiny("bert", layers=3), batch, HIDDEN_AND_ATTENTION)
+    lengths = mask.sum(1).tolist()
+    cache = cache_for(tmp_path, features, [*lengths, 4], scores=True)
+    cache.store([0, 1, 2], mask, logits, features)
+    order = [2, 0, 1]
+    found_logits, found = cache_for(tmp_path, features, [*lengths, 4], scores=True).load(order, mask[order])
+    assert torch.equal(found_logits, logits[order])
+    for ours, truth in zip(found.hidden, features.hidden, strict=True):
+        assert_same_where_kept(ours, truth[order].float(), mask[order])
+    assert len(found.attention) == 3
+    for ours, (query, key) in zip(found.attention, features.attention, strict=True):
+        scores = query.double() @ key.double().transpose(2, 3) / 8**0.5
+        for place, row in enumerate(order):
+            keep = mask[row].bool()
+            truth = scores[row][:, keep][:, :, keep]
+            assert ours.rows[place].dtype == torch.float16
+            torch.testing.assert_close(ours.rows[place].double(), truth, rtol=2**-10, atol=1e-6)
+
+
+def test_scores_that_16_bits_do_not_hold_are_not_kept(tmp_path: Path) -> None:
+    logits, features = outputs_of(tiny("bert", layers=2), padded_batch((4, 4)), HIDDEN_AND_ATTENTION)
+    features.attention[1][0][1, 0, 3] = 1e4
+    features.attention[1][1][1, 0, 2] = 1e3
+    cache = cache_for(tmp_path, features, [4, 4], scores=True)
+    cache.store([0, 1], torch.ones(2, 4), logits, features)
+    assert cache.has([0])
+    assert not cache.has([1])
+
+
+@pytest.mark.parametrize(("length", "scores"), [(4, True), (15, True), (16, False), (40, False)])
+def test_what_takes_less_room_is_kept(tmp_path: Path, length: int, scores: bool) -> None:
+    """Heads are 8 wide: at 16 tokens a head has as many scores as numbers in its query and key."""
+    _, features = outputs_of(tiny("bert", layers=3), padded_batch((4,)), HIDDEN_AND_ATTENTION)
+    cache = cache_for(tmp_path, features, [length, length], scores=True)
+    hidden, factors = 3 * length * 16, 3 * length * 2 * 16
+    assert cache.bytes == 2 * 2 * (hidden + (3 * 2 * length**2 if scores else factors)) + 2 * 2 * 4 + 2
+    assert bool(cache.layout.heads) == scores
+    assert not layout_of(features, [length, length]).heads
+
+
+def test_a_mapping_that_takes_queries_apart_has_them_kept(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"input_ids": [[2, 5, 6, 3]], "attention_mask": [[1] * 4]})
+    batch = {"input_ids": torch.tensor(rows["input_ids"][:]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    model = tiny("bert", layers=2)
+    for needs, scores in ((Needs(attention=True), True), (Needs(attention=True, factors=True), False)):
+        cache = open_cache(tmp_path, Tap(model, needs), rows, batch, "fp32")
+        assert bool(cache.layout.heads) == scores
 
 
 def test_values_too_large_for_16_bits_are_not_kept(tmp_path: Path) -> None:
@@ -242,11 +306,39 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("mapping", ["emd", "uniform", "skip", "pkd", "minilm", "kd"])
+@pytest.mark.parametrize(
+    ("mapping", "scores"),
+    [
+        ("emd", True),
+        ("emd", False),
+        ("uniform", True),
+        ("uniform", False),
+        ("skip", True),
+        ("pkd", False),
+        ("minilm", False),
+        ("kd", False),
+    ],
+)
 def test_the_same_run_with_and_without(
-    teacher: str, files: dict[str, str], tmp_path: Path, calls: list[int], mapping: str
+    teacher: str,
+    files: dict[str, str],
+    tmp_path: Path,
+    calls: list[int],
+    mapping: str,
+    scores: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Costs to 1e-3 and the same plans; the teacher runs once over the data, and not at all in a later run."""
+    layouts = []
+
+    def chosen(*arguments: Any, **options: Any) -> Any:
+        """As it would be chosen; with queries and keys where that is asked, as if the texts were longer."""
+        if mapping in ("emd", "uniform") and not scores:
+            options["scores"] = False
+        layouts.append(layout_of(*arguments, **options))
+        return layouts[-1]
+
+    monkeypatch.setattr(teacher_cache, "layout_of", chosen)
     options = {
         **files,
         "mapping": mapping,
@@ -267,6 +359,7 @@ def test_the_same_run_with_and_without(
     calls.clear()
     second = distill(teacher, None, config=quick_distill(tmp_path / "second", **cached))
     assert sum(calls) == 1
+    assert [bool(layout.heads) for layout in layouts] == [scores, scores]
 
     for run in (first, second):
         assert len(run.mapping) == len(plain.mapping)
@@ -279,6 +372,8 @@ def test_the_same_run_with_and_without(
         state, truth_state = model_state(tmp_path / run_name(run) / "last"), model_state(tmp_path / "plain" / "last")
         for name, tensor in truth_state.items():
             torch.testing.assert_close(state[name], tensor, rtol=0, atol=5e-3)
+    if scores:  # the epoch that made them saw them as every later one did
+        assert same_tensors(model_state(tmp_path / "first" / "last"), model_state(tmp_path / "second" / "last"))
     assert read(tmp_path / "first" / "metrics.json")["teacher"]["accuracy"] == plain.metrics["teacher"]["accuracy"]
 
 

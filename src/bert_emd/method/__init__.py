@@ -15,6 +15,7 @@ from bert_emd.method.mappings import (
 )
 from bert_emd.method.prediction import hard_loss, prediction_loss, soft_loss
 from bert_emd.method.projected import Projected
+from bert_emd.method.scores import Scores, attention_scores
 from bert_emd.method.transport import transport_plan
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "MappingOptions",
     "Needs",
     "Projected",
+    "Scores",
     "StateLoss",
     "attention_distances",
+    "attention_scores",
     "build_mapping",
     "hard_loss",
     "hidden_distances",

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.attention_pieces import Layer, Piece, Pieces, QueryKey
+from bert_emd.method.attention_pieces import Layer, Piece, Pieces
 from bert_emd.method.pair_sums import pair_sums, result_dtype, too_close, used_layers
+from bert_emd.method.scores import QueryKey, Scores
 
-__all__ = ["AttentionDistances", "QueryKey"]
+__all__ = ["AttentionDistances"]
 
 # The d x d products are sums of both signs, so they lose digits earlier than the scores do.
 _TOO_CLOSE_BY_PRODUCTS = 0.3
@@ -29,16 +30,18 @@ class AttentionDistances(torch.autograd.Function):
     """D_ij of `bert_emd.method.attention_distances` for checked input, and the mean squares of the teacher's scores.
 
     Arguments: mask [B, L] or None, M, whether head averages are compared, whether the mean squares are wanted (they are
-    None if not), then query, key, query, key, …
+    None if not), the teacher's scores where they are there already, then query, key, query, key, …
     """
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor | None, m: int, average: bool, squares: bool, *flat: Tensor) -> Any:
+    def forward(
+        ctx: Any, mask: Tensor | None, m: int, average: bool, squares: bool, given: Sequence[Scores], *flat: Tensor
+    ) -> Any:
         ctx.save_for_backward(*flat)
-        pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        pieces = Pieces(mask, pairs, average, m)
-        ctx.pieces, ctx.m = pieces, m
-        layers = [Layer(pieces, pair) for pair in pairs]
+        both = _layers(flat, given)
+        pieces = Pieces(mask, both[:m], both[m:], average)
+        ctx.pieces, ctx.m, ctx.given = pieces, m, given
+        layers = pieces.open(both)
         total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=flat[0].device)
         squares_N = torch.zeros_like(total_MN[0]) if squares else None
         norms = torch.zeros(len(layers), dtype=torch.float64)
@@ -53,7 +56,7 @@ class AttentionDistances(torch.autograd.Function):
                         norms += torch.linalg.vector_norm(scores, dim=1).double().square()
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
-                    total_MN[i, j] = _in_float64(mask, [pairs[i], pairs[m + j]], average) / pieces.unit**2
+                    total_MN[i, j] = _in_float64(mask, both[i], both[m + j], average) / pieces.unit**2
         pieces.release()
         scale = pieces.unit**2 / pieces.count
         if squares_N is not None:
@@ -65,12 +68,16 @@ class AttentionDistances(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         flat, m, pieces = ctx.saved_tensors, ctx.m, ctx.pieces
-        layers = [Layer(pieces, pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+        layers = pieces.open(_layers(flat, ctx.given))
         scale_MN = grad_outputs[0].double() * 2.0 / pieces.count
-        asked = ctx.needs_input_grad[4:]
-        # The teacher is a constant. What no piece writes, padding, has no gradient.
+        asked = ctx.needs_input_grad[5:]
+        # The teacher is a constant. What no piece writes, padding, has no gradient. Without gaps, as the model's own
+        # products make theirs: sums of two layouts are slow.
         new = torch.empty_like if pieces.kept is None else torch.zeros_like
-        grads = [new(t) if asked[i] and i < 2 * m else None for i, t in enumerate(flat)]
+        grads = [
+            new(t, memory_format=torch.contiguous_format) if asked[i] and i < 2 * m else None
+            for i, t in enumerate(flat)
+        ]
         wanted = [i for i in range(m) if asked[2 * i] or asked[2 * i + 1]]
         sides = [(grads[2 * i], grads[2 * i + 1]) for i in wanted]
         needed = used_layers(scale_MN[wanted])
@@ -81,14 +88,19 @@ class AttentionDistances(torch.autograd.Function):
                 backward = _backward_by_products if piece.products else _backward_by_scores
                 backward(pieces, student, teacher, weights_MN, sides, piece)
         pieces.release()
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, None, *grads)
 
 
-def _in_float64(mask: Tensor | None, pair: Sequence[QueryKey], average: bool) -> Tensor:
+def _layers(flat: Sequence[Tensor], given: Sequence[Scores]) -> list[Any]:
+    """Pairs of queries and keys, and behind them the scores that are there already."""
+    return [*zip(flat[::2], flat[1::2], strict=True), *given]
+
+
+def _in_float64(mask: Tensor | None, student: QueryKey, teacher: QueryKey | Scores, average: bool) -> Tensor:
     """The sum for one pair of layers whose difference is near the rounding of float32 scores."""
-    wide = [(q.double(), k.double()) for q, k in pair]
-    pieces = Pieces(mask, wide, average, 1)
-    layers = [Layer(pieces, each) for each in wide]
+    both = [each if isinstance(each, Scores) else (each[0].double(), each[1].double()) for each in (student, teacher)]
+    pieces = Pieces(mask, both[:1], both[1:], average)  # type: ignore[arg-type]
+    layers = pieces.open(both)
     total = torch.zeros((), dtype=torch.float64)
     for piece in pieces:
         one, other = pieces.scores(layers, piece)
@@ -99,7 +111,7 @@ def _in_float64(mask: Tensor | None, pair: Sequence[QueryKey], average: bool) ->
 def _backward_by_scores(
     pieces: Pieces,
     student: Sequence[Layer],
-    teacher: Sequence[Layer],
+    teacher: Sequence[Layer | Scores],
     weights_MN: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: Piece,
@@ -119,7 +131,7 @@ def _backward_by_scores(
                 pieces.give(grad, torch.bmm(d, x, out=found), piece)
 
 
-def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor | None) -> Tensor:
+def _by_products(pieces: Pieces, layers: Sequence[Any], piece: Piece, m: int, squares_N: Tensor | None) -> Tensor:
     """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences.
 
     Over the unit of the scores; ``squares_N`` takes in the teacher's own sums of squares.

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from bert_emd.method.exact16 import exact_products
 from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
+from bert_emd.method.scores import QueryKey, Scores
 
-__all__ = ["Layer", "Piece", "Pieces", "QueryKey", "Side"]
-
-QueryKey = tuple[Tensor, Tensor]
+__all__ = ["Layer", "Piece", "Pieces", "Side"]
 
 # Elements of all layers' scores in one piece: a CPU's cache, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
@@ -80,8 +79,11 @@ class Pieces:
     a piece is several padded rows: small kernels and waiting for the device would cost more than padding does.
     """
 
-    def __init__(self, mask: Tensor | None, layers: Sequence[QueryKey], average: bool, m: int) -> None:
-        first = layers[0][0]
+    def __init__(
+        self, mask: Tensor | None, student: Sequence[QueryKey], teacher: Sequence[QueryKey | Scores], average: bool
+    ) -> None:
+        pairs = [*student, *(layer for layer in teacher if not isinstance(layer, Scores))]
+        first = student[0][0]
         self.batch, self.heads, self.length, _ = first.shape
         self.average = average
         self.on_cpu = on_cpu(first)
@@ -89,17 +91,17 @@ class Pieces:
         if self.kept is not None and self.on_cpu and bool(self.kept.all()):
             self.kept = None
         lengths = torch.full((self.batch,), self.length) if self.kept is None else self.kept.sum(1)
-        pairs: Any = lengths.square().sum()
+        entries: Any = lengths.square().sum()
         matrices = 1 if average else self.heads
         if self.on_cpu or self.kept is None:
-            pairs = int(pairs)
-            elements = pairs * matrices
+            entries = int(entries)
+            elements = entries * matrices
         else:
             elements = self.batch * self.length**2 * matrices
-        self.count: Any = pairs * matrices
+        self.count: Any = entries * matrices
         """Over how many entries the mean runs."""
         self.elements, self.small = elements, is_small(elements)
-        tensors = [t for pair in layers for t in pair]
+        tensors = [t for pair in pairs for t in pair]
         self.dtype = result_dtype(tensors)
         if self.small and not self.on_cpu:
             # Elsewhere one cannot look which costs are close to their rounding; small tensors are all float64.
@@ -107,15 +109,16 @@ class Pieces:
         sixteen = self.on_cpu and self.dtype == torch.float32 and all(t.dtype == torch.bfloat16 for t in tensors)
         self.exact = exact_products if sixteen else nullcontext
         """Around products of values that bfloat16 holds exactly."""
-        self.unit = self.factor_of(layers[-1][0])
+        self._given = len(pairs) < len(student) + len(teacher)
+        self.unit = 1.0 if self._given else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
         self._lengths = lengths.tolist() if self.on_cpu else []
-        self._layers = len(layers)
+        self._layers = len(student) + len(teacher)
         self._device = first.device
         self._spaces: dict[str, Tensor] = {}
-        widths = [q.shape[3] for q, _ in layers]
-        self._widths = sum(widths[:m]), sum(widths[m:])
+        widths = [q.shape[3] for q, _ in pairs]
+        self._widths = sum(widths[: len(student)]), sum(widths[len(student) :])
 
     def factor_of(self, query: Tensor) -> float:
         """1/√d, over the number of heads where their mean is compared."""
@@ -156,7 +159,8 @@ class Pieces:
             length = self._lengths[row]
             if length == 0:
                 continue
-            alone = not (self._copied or self.heads * length * widest < _SHORT_ROW) or self._products_win(length)
+            copied = self._copied or self._given
+            alone = not (copied or self.heads * length * widest < _SHORT_ROW) or self._products_win(length)
             if alone or not self._starts_with_all(row):
                 yield [row]
                 continue
@@ -180,7 +184,7 @@ class Pieces:
 
         Small tensors keep to scores, whose norms say which costs have to be taken in float64.
         """
-        if self.average or self.small or length < _SHORTEST_FOR_PRODUCTS:
+        if self.average or self.small or self._given or length < _SHORTEST_FOR_PRODUCTS:
             return False
         student, teacher = self._widths
         return length > 2 * student * teacher / (student + teacher)
@@ -257,12 +261,19 @@ class Pieces:
         else:
             grad_BHLd[piece.rows, heads].index_copy_(2, piece.index, values)
 
-    def scores(self, layers: Sequence[Layer], piece: Piece) -> Tensor:
+    def open(self, layers: Sequence[QueryKey | Scores]) -> list[Layer | Scores]:
+        """Layers as the methods below take them."""
+        return [layer if isinstance(layer, Scores) else Layer(self, layer) for layer in layers]
+
+    def scores(self, layers: Sequence[Layer | Scores], piece: Piece) -> Tensor:
         """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece."""
         found = self.space("scores", (len(layers), self._matrices(piece), piece.length, piece.length))
         rooms: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         with self.exact():
             for scores, layer in zip(found.unbind(0), layers, strict=True):
+                if isinstance(layer, Scores):
+                    self._copy(layer, piece, scores)
+                    continue
                 shape = layer.query.tensor.shape[1], layer.query.tensor.shape[3]
                 if shape not in rooms:
                     names = f"query {shape}", f"key {shape}"
@@ -277,6 +288,23 @@ class Pieces:
                     factor = layer.factor / self.unit
                     torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=factor, out=scores)
         return found
+
+    def _copy(self, layer: Scores, piece: Piece, out: Tensor) -> None:
+        """A piece of scores that are there already, what is behind the shorter rows zeroed."""
+        chosen = range(piece.rows.start, piece.rows.stop) if isinstance(piece.rows, slice) else piece.rows
+        places = out.unflatten(0, (len(piece.lengths), -1)).unbind(0)  # type: ignore[no-untyped-call]
+        for place, row, kept in zip(places, chosen, piece.lengths, strict=True):
+            values = layer.rows[row]
+            if self.average:
+                values = values.to(self.dtype).mean(0, keepdim=True)
+            elif len(values) > len(place):
+                values = values[piece.heads]
+            if kept == piece.length:
+                place.copy_(values)
+            else:
+                place[:, :kept, :kept] = values
+                place[:, kept:] = 0
+                place[:, :kept, kept:] = 0
 
     def space(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them."""

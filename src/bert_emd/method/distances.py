@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.attention import AttentionDistances, QueryKey
+from bert_emd.method.attention import AttentionDistances
 from bert_emd.method.hidden import streamed_hidden_distances
 from bert_emd.method.projected import State
+from bert_emd.method.scores import QueryKey, Scores
 
 __all__ = ["LayerCosts", "attention_costs", "attention_distances", "hidden_costs", "hidden_distances"]
 
@@ -93,7 +94,11 @@ def hidden_costs(
 
 
 def attention_distances(
-    student: Sequence[QueryKey], teacher: Sequence[QueryKey], mask: Tensor | None = None, *, look: bool = True
+    student: Sequence[QueryKey],
+    teacher: Sequence[QueryKey] | Sequence[Scores],
+    mask: Tensor | None = None,
+    *,
+    look: bool = True,
 ) -> Tensor:
     r"""Mean squared error between the attention scores of every student layer and every teacher layer.
 
@@ -104,7 +109,7 @@ def attention_distances(
 
     Args:
         student: M pairs (query, key), each [B, H, L, d]. Differentiable in both.
-        teacher: N pairs (query, key), each [B, H', L, d']. Constants.
+        teacher: N pairs (query, key), each [B, H', L, d'], or on a CPU N `Scores` of the kept positions. Constants.
         mask: [B, L], true = keep. None keeps all.
         look: as in `hidden_distances`.
 
@@ -125,7 +130,7 @@ def attention_distances(
 
 def attention_costs(
     student: Sequence[QueryKey],
-    teacher: Sequence[QueryKey],
+    teacher: Sequence[QueryKey] | Sequence[Scores],
     mask: Tensor | None = None,
     *,
     look: bool = True,
@@ -140,7 +145,9 @@ def attention_costs(
     _check_layers(student, teacher)
     first = student[0][0]
     batch, length = first.shape[0], first.shape[-2]
-    for name, layers in (("student", student), ("teacher", teacher)):
+    given = [layer for layer in teacher if isinstance(layer, Scores)]
+    pairs = [layer for layer in teacher if not isinstance(layer, Scores)]
+    for name, layers in (("student", student), ("teacher", pairs)):
         for q, k in layers:
             if q.dim() != 4:
                 raise ValueError(
@@ -153,9 +160,23 @@ def attention_costs(
                     f"a {name} layer has batch {q.shape[0]} and length {q.shape[2]}, another {batch} and {length}"
                 )
     mask = _check_mask(mask, (batch, length), first.device, look=look)
-    heads = {q.shape[1] for q, _ in (*student, *teacher)}
-    flat = [tensor for pair in (*student, *teacher) for tensor in pair]
-    return LayerCosts(*AttentionDistances.apply(mask, len(student), len(heads) > 1, squares, *flat))  # type: ignore[no-untyped-call]
+    _check_scores(given, mask, first, mixed=bool(pairs))
+    heads = {q.shape[1] for q, _ in (*student, *pairs)} | {layer.heads for layer in given}
+    flat = [tensor for pair in (*student, *pairs) for tensor in pair]
+    return LayerCosts(*AttentionDistances.apply(mask, len(student), len(heads) > 1, squares, given, *flat))  # type: ignore[no-untyped-call]
+
+
+def _check_scores(given: Sequence[Scores], mask: Tensor | None, like: Tensor, *, mixed: bool) -> None:
+    """Scores [H, l, l] of all kept positions of every text."""
+    if not given:
+        return
+    if mixed or like.device.type != "cpu":
+        raise ValueError("scores in place of queries and keys have to be given of all teacher layers, and on a CPU")
+    lengths = [like.shape[-2]] * len(like) if mask is None else mask.bool().sum(1).tolist()
+    for layer in given:
+        found = [tuple(row.shape) for row in layer.rows]
+        if found != [(layer.heads, length, length) for length in lengths]:
+            raise ValueError(f"a teacher layer has scores {found}, and the kept positions of the texts are {lengths}")
 
 
 def _check_layers(student: Sequence[Any], teacher: Sequence[Any]) -> None:

@@ -25,6 +25,8 @@ class Needs:
     """Queries and keys."""
     values: bool = False
     """Values."""
+    factors: bool = False
+    """Whether queries and keys are used one by one; else a teacher's attention may come as `Scores`."""
     layers: tuple[int, ...] | None = None
     """Of which layers, counted from 0 and rising; None: of all."""
 
@@ -50,8 +52,8 @@ class Features:
     """[B, L, D], the embedding output (before the first block): a tensor, or the student's a `Projected`."""
     hidden: list[Any] = field(default_factory=list)
     """Each [B, L, D], the outputs of the blocks: tensors, or the student's `Projected`."""
-    attention: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Queries and keys as the model uses them, each [B, H, L, d]."""
+    attention: list[Any] = field(default_factory=list)
+    """Queries and keys as the model uses them, each [B, H, L, d]; of a teacher also the `Scores` made of them."""
     values: list[Tensor] = field(default_factory=list)
     """Each [B, H, L, d]."""
 

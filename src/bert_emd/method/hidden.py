@@ -22,7 +22,7 @@ from bert_emd.method.projected import Projected, State
 __all__ = ["streamed_hidden_distances"]
 
 # Elements of all layers' rows in one piece: a CPU's cache, or enough to fill a GPU.
-_PIECE = {"cpu": 1 << 21, "other": 1 << 24}
+_PIECE = {"cpu": 1 << 22, "other": 1 << 24}
 # What is there for a run's weight, bias and states.
 _Parts = tuple[Any, Any, Sequence[Any]]
 # With this part of the rows kept or more, padding is zeroed instead of left out: rows in their order are copied faster.

@@ -1,9 +1,9 @@
 """The teacher's outputs on disk: made once for a data set, precision and model, read by every later epoch and run.
 
 The outputs of an example do not depend on the epoch, nor (up to rounding) on the batch it is in. They are kept in 16
-bits (bfloat16 as it is, all else as float16), one block of tokens an example, in a file as large as all of them from
-the start, so that a full disk is seen before the run and not in its middle. Beside it lies one byte an example that
-says whether its block is there.
+bits (bfloat16 as it is, all else as float16), one block an example, in a file as large as all of them from the start,
+so that a full disk is seen before the run and not in its middle. Beside it lies one byte an example that says whether
+its block is there.
 
 A killed process loses nothing: the system keeps what was written to the files, and an example is marked only after its
 block. Only where the machine itself went down while a run was writing is everything made anew.
@@ -15,13 +15,11 @@ import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,48 +31,13 @@ from torch import Tensor, nn
 from bert_emd.errors import UserError
 from bert_emd.method import Features
 from bert_emd.models import Tap
+from bert_emd.training.cache_layout import Kept, Layout, layout_of
 
-__all__ = ["Block", "TeacherCache", "blocks_of", "data_key", "default_directory", "model_key", "open_cache"]
+__all__ = ["TeacherCache", "data_key", "default_directory", "model_key", "open_cache"]
 
 _LOG = logging.getLogger("bert_emd")
-_FORMAT = 2
+_FORMAT = 3
 _FEATURES, _LOGITS, _DONE, _META = "features.16", "logits.f32", "done.u8", "meta.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One tensor of an example: its place among the columns of the file, and its shape after the tokens."""
-
-    kind: str
-    """embedding, hidden, query, key or value."""
-    start: int
-    shape: tuple[int, ...]
-    """[D], or [H, d] for queries, keys and values."""
-    dtype: torch.dtype = torch.float16
-    """How it is kept: bfloat16 where the teacher made bfloat16, so that nothing is rounded."""
-
-    @property
-    def stop(self) -> int:
-        """The column behind it."""
-        return self.start + int(np.prod(self.shape))
-
-
-def blocks_of(features: Features) -> list[Block]:
-    """How the tensors of a batch are laid out side by side."""
-    found: list[Block] = []
-    for kind, tensor in _tensors(features):
-        shape = tuple(tensor.shape[2:]) if tensor.dim() == 3 else (tensor.shape[1], tensor.shape[3])
-        dtype = tensor.dtype if tensor.dtype == torch.bfloat16 else torch.float16
-        found.append(Block(kind=kind, start=found[-1].stop if found else 0, shape=shape, dtype=dtype))
-    return found
-
-
-def _tensors(features: Features) -> list[tuple[str, Tensor]]:
-    found = [("embedding", features.embedding)] if features.embedding is not None else []
-    # Layers that nothing needs hold None.
-    found += [("hidden", h) for h in features.hidden if h is not None]
-    found += [(kind, t) for pair in features.attention if pair for kind, t in zip(("query", "key"), pair, strict=True)]
-    return found + [("value", v) for v in features.values if v is not None]
 
 
 def model_key(model: nn.Module, config: Any) -> str:
@@ -106,7 +69,7 @@ class TeacherCache:
         directory: where caches lie, a folder each.
         key: what the outputs depend on: model, data, precision, which tensors.
         lengths: tokens of each example.
-        blocks: how an example's tensors are laid out.
+        layout: what is kept of an example.
         classes: width of the logits.
 
     Raises:
@@ -114,19 +77,18 @@ class TeacherCache:
     """
 
     def __init__(
-        self, directory: Path, key: dict[str, Any], lengths: Sequence[int], blocks: Sequence[Block], classes: int
+        self, directory: Path, key: dict[str, Any], lengths: Sequence[int], layout: Layout, classes: int
     ) -> None:
-        self.blocks = list(blocks)
-        self._width = self.blocks[-1].stop if self.blocks else 0
-        self._spans = _spans(self.blocks)
-        self._starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
-        self._classes = classes
+        self.layout = layout
+        self._width = layout.width
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(layout.elements(self._lengths))])
         rows = len(lengths)
-        sizes = {_FEATURES: int(self._starts[-1]) * self._width * 2, _LOGITS: rows * classes * 4, _DONE: rows}
+        sizes = {_FEATURES: int(self._starts[-1]) * 2, _LOGITS: rows * classes * 4, _DONE: rows}
         self.sizes = {name: size for name, size in sizes.items() if size}
         self.bytes = sum(self.sizes.values())
-        meta = {"format": _FORMAT, **key, "rows": rows, "tokens": int(self._starts[-1]), "classes": classes}
-        meta["blocks"] = [[b.kind, str(b.dtype), *b.shape] for b in self.blocks]
+        meta = {"format": _FORMAT, **key, "rows": rows, "tokens": int(self._lengths.sum()), "classes": classes}
+        meta["layout"] = layout.described()
         self._meta = json.dumps(meta, indent=2, sort_keys=True)
         self.folder = directory / hashlib.sha256(self._meta.encode()).hexdigest()[:24]
         if not self._usable():
@@ -134,8 +96,8 @@ class TeacherCache:
         self._marker = self.folder / f"writing-{os.getpid()}"
         self._done = self._mapped(_DONE, np.uint8)
         self._logits = self._mapped(_LOGITS, np.float32).reshape(rows, classes)
-        self._features = self._mapped(_FEATURES, np.int16).reshape(-1, max(self._width, 1))
-        self._buffer = torch.empty(0, dtype=torch.int16)
+        self._features = self._mapped(_FEATURES, np.int16)
+        self._buffers: dict[str, Tensor] = {}
         self._file: io.FileIO | None = None
         if self._machine_went_down():
             self._done[:] = 0
@@ -154,65 +116,66 @@ class TeacherCache:
 
         The features lie in a buffer that the next call overwrites.
         """
-        packed_BLR = self._room(mask)
+        packed_BLR = self._packed(mask)
+        parts = [self._of(row) for row in rows]
         if self._width:
-            for place, row, keep in zip(packed_BLR, rows, _kept(mask), strict=True):
-                place[keep] = self._of(row)
-        packed_BLR = packed_BLR.to(mask.device)
-        features = Features()
-        parts: dict[str, list[Tensor]] = {}
-        for block in self.blocks:
-            part = packed_BLR[..., block.start : block.stop].view(block.dtype)
-            if len(block.shape) == 2:
-                part = part.unflatten(2, block.shape).transpose(1, 2)  # type: ignore[no-untyped-call]
-            parts.setdefault(block.kind, []).append(part)
-        if "embedding" in parts:
-            features.embedding = parts["embedding"][0]
-        features.hidden = parts.get("hidden", [])
-        features.attention = list(zip(parts.get("query", []), parts.get("key", []), strict=True))
-        features.values = parts.get("value", [])
+            for place, (tokens, _), keep in zip(packed_BLR, parts, _kept(mask), strict=True):
+                place[keep] = tokens
+        features = self.layout.unpack(packed_BLR.to(mask.device), [scores for _, scores in parts])
         return torch.from_numpy(self._logits[list(rows)]).to(mask.device), features
 
     def store(self, rows: Sequence[int], mask: Tensor, logits: Tensor, features: Features) -> None:
         """Keep these examples, except where a value is too large for 16 bits; those are computed every time."""
         if not self._marker.exists():
             self._marker.write_text(_boot(), encoding="utf-8")
-        packed_BLR = self._room(mask)
-        for block, (_, tensor) in zip(self.blocks, _tensors(features), strict=True):
-            part = packed_BLR[..., block.start : block.stop].view(block.dtype)
-            by_token = tensor if tensor.dim() == 3 else tensor.transpose(1, 2)
-            part.unflatten(2, block.shape).copy_(by_token.detach())  # type: ignore[no-untyped-call]
+        packed_BLR, kept = self._packed(mask), _kept(mask)
+        self.layout.pack(features, packed_BLR)
+        scores = self._score_rows(kept)
+        if self.layout.heads:
+            self.layout.pack_scores(features, kept, scores)
         host_logits = logits.detach().float().cpu().numpy()
-        for i, (row, keep) in enumerate(zip(rows, _kept(mask), strict=True)):
+        for i, (row, keep) in enumerate(zip(rows, kept, strict=True)):
             if self._done[row]:
                 continue
-            if self._width:
+            if self._width or self.layout.heads:
                 values = packed_BLR[i][keep]
-                if not all(_finite(values[:, start:stop].view(dtype)) for dtype, start, stop in self._spans):
+                if not self.layout.finite(values, scores[i]):
                     continue
-                self._write(row, values)
+                self._write(row, values, scores[i])
             self._logits[row] = host_logits[i]
             self._done[row] = 1
 
-    def _room(self, mask: Tensor) -> Tensor:
-        """Room for a batch, [B, L, width], the same memory every time."""
+    def _packed(self, mask: Tensor) -> Tensor:
+        """Room for a batch's tokens, [B, L, R], the same memory every time."""
         batch, length = mask.shape
-        size = batch * length * self._width
-        if len(self._buffer) < size:
-            self._buffer = torch.empty(size, dtype=torch.int16)
-        return self._buffer[:size].view(batch, length, self._width)
+        return self._room("tokens", batch * length * self._width).view(batch, length, self._width)
 
-    def _write(self, row: int, values: Tensor) -> None:
+    def _score_rows(self, kept: Sequence[Kept]) -> list[Tensor]:
+        """Room for each row's scores, [S, l, l], the same memory every time."""
+        count = self.layout.matrices
+        lengths = [keep.stop if isinstance(keep, slice) else int(keep.sum()) for keep in kept]
+        sizes = [count * length**2 for length in lengths]
+        flat = self._room("scores", sum(sizes)).split(sizes)  # type: ignore[no-untyped-call]
+        return [row.view(count, length, length) for row, length in zip(flat, lengths, strict=True)]
+
+    def _room(self, name: str, size: int) -> Tensor:
+        if name not in self._buffers or len(self._buffers[name]) < size:
+            self._buffers[name] = torch.empty(size, dtype=torch.int16)
+        return self._buffers[name][:size]
+
+    def _write(self, row: int, *parts: Tensor) -> None:
         """Written, not copied into the map: a fault for each page would cost several times as much."""
         if self._file is None:
             self._file = (self.folder / _FEATURES).open("r+b", buffering=0)
-        start, stop = int(self._starts[row]), int(self._starts[row + 1])
-        if len(values) != stop - start:
-            raise ValueError(f"example {row} has {len(values)} tokens, and its length was given as {stop - start}")
-        self._file.seek(start * self._width * 2)
-        left = values.contiguous().numpy().data.cast("B")
-        while len(left):
-            left = left[self._file.write(left) :]
+        if len(parts[0]) != self._lengths[row]:
+            raise ValueError(
+                f"example {row} has {len(parts[0])} tokens, and its length was given as {self._lengths[row]}"
+            )
+        self._file.seek(int(self._starts[row]) * 2)
+        for part in parts:
+            left = part.contiguous().numpy().data.cast("B") if part.numel() else b""
+            while len(left):
+                left = left[self._file.write(left) :]
 
     def forget(self, rows: Sequence[int]) -> None:
         """These examples are to be made anew."""
@@ -230,8 +193,11 @@ class TeacherCache:
             if marker == self._marker or not Path(f"/proc/{marker.name.rpartition('-')[2]}").exists():
                 marker.unlink(missing_ok=True)
 
-    def _of(self, row: int) -> Tensor:
-        return torch.from_numpy(self._features[self._starts[row] : self._starts[row + 1]])
+    def _of(self, row: int) -> tuple[Tensor, Tensor]:
+        """An example's tokens [l, R] and scores [S, l, l], views of the file."""
+        length, whole = int(self._lengths[row]), self._features[self._starts[row] : self._starts[row + 1]]
+        tokens, scores = torch.from_numpy(whole).split([length * self._width, length**2 * self.layout.matrices])  # type: ignore[no-untyped-call]
+        return tokens.view(length, self._width), scores.view(-1, length, length)
 
     def _mapped(self, name: str, kind: Any) -> np.ndarray:
         if name not in self.sizes:
@@ -288,21 +254,7 @@ class TeacherCache:
         )
 
 
-def _spans(blocks: Sequence[Block]) -> list[tuple[torch.dtype, int, int]]:
-    """Blocks of one kind of number that follow each other: the kind, the first column, the one behind the last."""
-    spans = []
-    for dtype, run in itertools.groupby(blocks, key=lambda block: block.dtype):
-        own = list(run)
-        spans.append((dtype, own[0].start, own[-1].stop))
-    return spans
-
-
-def _finite(values: Tensor) -> bool:
-    """Whether every value is: both ends are undefined where any value is."""
-    return all(bool(end.isfinite()) for end in torch.aminmax(values))
-
-
-def _kept(mask: Tensor) -> list[Any]:
+def _kept(mask: Tensor) -> list[Kept]:
     """For each row its kept positions: a slice where they are the first ones."""
     host = mask.bool().cpu()
     lengths = host.sum(1).tolist()
@@ -359,7 +311,10 @@ def open_cache(
     if tap.needs.layers is not None and (features.hidden or features.attention):
         key["layers"] = list(tap.needs.layers)
     lengths = list(rows["length"]) if "length" in rows.column_names else [sum(row) for row in rows["attention_mask"]]
-    cache = TeacherCache(directory, key, lengths, blocks_of(features), outputs.logits.shape[1])
+    # On another device scores, a matrix of its own for each example, would travel one by one.
+    scores = device.type == "cpu" and not tap.needs.factors
+    layout = layout_of(features, lengths, scores=scores)
+    cache = TeacherCache(directory, key, lengths, layout, outputs.logits.shape[1])
     there = cache.count
     state = (
         "all there" if there == len(lengths) else f"{there} of {len(lengths)} rows there, the others come in this run"

@@ -52,7 +52,7 @@ class MinilmMapping(Mapping):
 
     @property
     def needs(self) -> Needs:
-        return Needs(attention=True, values=True)
+        return Needs(attention=True, values=True, factors=True)
 
     @property
     def layers(self) -> tuple[Sequence[int] | None, Sequence[int] | None]:
