@@ -29,7 +29,7 @@ from layer_features import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bert_emd.method import MAPPINGS, Features, Mapping, build_mapping
+from bert_emd.method import MAPPINGS, Features, Mapping, Needs, Scores, build_mapping
 
 # Every mapping, and each form in which its options change what is computed.
 CASES: dict[str, dict[str, Any]] = {
@@ -45,6 +45,10 @@ CASES: dict[str, dict[str, Any]] = {
 def built(name: str, m: int = 2, n: int = 4, **more: Any) -> Mapping:
     """The mapping of a case."""
     return build_mapping(name.partition("+")[0], options(m, n, **(CASES[name] | more)))
+
+
+def built_needs(name: str) -> Needs:
+    return built(name).needs
 
 
 # Each mapping's pairs for 6 -> 4, 6 -> 3 and 12 -> 4 layers, counted from 1, worked out by hand.
@@ -103,6 +107,37 @@ def pair_losses(
         mean_square(teacher.embedding, mask) if relative else 1
     )
     return found
+
+
+def with_scores(teacher: Features, mask: Tensor | None, layers: tuple[int, ...] | None) -> Features:
+    """The features as a cache gives them: scores of kept positions in place of queries and keys, of these layers."""
+    teacher = copy.copy(teacher)
+    pairs = [teacher.attention[j] for j in layers] if layers is not None else teacher.attention
+    whole = torch.stack([reference.attention_scores(*pair) for pair in pairs], 1)
+    keep = torch.ones(len(whole), whole.shape[3]).bool() if mask is None else mask.bool()
+    rows = [text[:, :, kept][:, :, :, kept] for text, kept in zip(whole, keep, strict=True)]
+    teacher.attention = Scores(rows, layers)
+    return teacher
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("case", [c for c in CASES if built_needs(c).attention and not built_needs(c).factors])
+def test_the_teachers_scores_will_do_for_its_queries_and_keys(case: str, masked: bool) -> None:
+    """Where a mapping does not say that it takes them apart: the same loss, and the same gradient to the student."""
+    mask, mapping = MASK if masked else None, built(case)
+    teacher, losses = features(4, 1), []
+    given = with_scores(teacher, mask, mapping.teacher_needs.layers)
+    gradients = []
+    for theirs in (teacher, given):
+        student, fresh = with_gradient(features(2, 0)), built(case)
+        losses.append(total(fresh(student, theirs, mask)))
+        losses[-1].backward()
+        gradients.append([t.grad for pair in student.attention for t in pair])
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-9)
+    for found, expected in zip(*gradients, strict=True):
+        assert (found is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
 
 
 def first_position_loss(pairs: list[tuple[int, int]], student: Features, teacher: Features) -> Tensor:

@@ -11,7 +11,7 @@ import reference
 import torch
 from torch import Tensor
 
-from bert_emd.method import Scores, attention_distances, attention_scores
+from bert_emd.method import Features, Scores, attention_distances, attention_scores
 from bert_emd.method.distances import attention_costs
 
 QueryKey = tuple[Tensor, Tensor]
@@ -38,15 +38,12 @@ def a_mask(kind: str, batch: int, length: int) -> Tensor | None:
     return mask
 
 
-def given(teacher: Sequence[QueryKey], mask: Tensor | None, dtype: torch.dtype) -> tuple[list[Scores], list[Tensor]]:
+def given(teacher: Sequence[QueryKey], mask: Tensor | None, dtype: torch.dtype) -> tuple[Scores, list[Tensor]]:
     """What a cache would hold, text by text, and the same numbers as whole tensors [B, H, L, L], zero elsewhere."""
-    found, whole = [], []
-    for q, k in teacher:
-        scores = reference.attention_scores(q.double(), k.double()).to(dtype)
-        keep = torch.ones(len(q), q.shape[2]).bool() if mask is None else mask.bool()
-        found.append(Scores([text[:, kept][:, :, kept] for text, kept in zip(scores, keep, strict=True)]))
-        whole.append(scores.double() * (keep[:, None, :, None] & keep[:, None, None, :]))
-    return found, whole
+    whole = torch.stack([reference.attention_scores(q.double(), k.double()).to(dtype) for q, k in teacher])
+    keep = torch.ones(whole.shape[1], whole.shape[3]).bool() if mask is None else mask.bool()
+    rows = [whole[:, row][:, :, kept][:, :, :, kept] for row, kept in enumerate(keep)]
+    return Scores(rows), list(whole.double() * (keep[:, None, :, None] & keep[:, None, None, :]))
 
 
 def loop(student: Sequence[QueryKey], scores: Sequence[Tensor], mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -140,18 +137,35 @@ def test_attention_scores_are_the_products_of_what_bfloat16_holds() -> None:
     assert (found.double() - truth).abs().max() < 2.0**-9 * truth.abs().max() / 16  # far below 16 bits' own rounding
 
 
+@pytest.mark.parametrize("only", [(1, 3), None], ids=["some layers", "all"])
+def test_one_layer_of_them(only: tuple[int, ...] | None) -> None:
+    """What mappings take that compare one pair of layers at a time."""
+    student, teacher = layers(1, 0, SMALL, torch.float32), layers(4, 50, SMALL, torch.float32)
+    keep = a_mask("holes", SMALL[0], SMALL[2])
+    scores, whole = given([teacher[j] for j in only or range(4)], keep, torch.float32)
+    features = Features(attention=scores).spread(only)
+    for place, j in enumerate(only or range(4)):
+        truth = loop(student, whole[place : place + 1], keep, torch.float64)
+        found = attention_distances(student, features.attention[j], keep)
+        torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     (student,) = layers(1, 0, (2, 2, 3, 4), torch.float32)
-    one = Scores([torch.zeros(2, 3, 3)] * 2)
-    for teacher, mask, message in (
-        ([one, student], None, "have to be given of all teacher layers"),
-        ([Scores([torch.zeros(2, 3, 3)])], None, r"a teacher layer has scores \[\(2, 3, 3\)\], and the kept positions"),
-        ([one], torch.tensor([[1, 1, 1], [1, 1, 0]]), r"kept positions of the texts are \[3, 2\]"),
-        ([one], torch.zeros(2, 3), "mask keeps no position at all"),
+    one = Scores([torch.zeros(1, 2, 3, 3)] * 2)
+    for scores, mask, message in (
+        (
+            Scores([torch.zeros(1, 2, 3, 3)]),
+            None,
+            r"the teacher's scores are \[\(1, 2, 3, 3\)\], and the kept positions",
+        ),
+        (Scores([torch.zeros(2, 3, 3)] * 2), None, r"the teacher's scores are \[\(2, 3, 3\)"),
+        (one, torch.tensor([[1, 1, 1], [1, 1, 0]]), r"kept positions of the texts \[3, 2\]"),
+        (one, torch.zeros(2, 3), "mask keeps no position at all"),
     ):
         with pytest.raises(ValueError, match=message):
-            attention_distances([student], teacher, mask)
-    on_meta = tuple(t.to("meta") for t in student)
+            attention_distances([student], scores, mask)
+    on_meta = (student[0].to("meta"), student[1].to("meta"))
     with pytest.raises(ValueError, match="on a CPU"):
-        attention_distances([on_meta], [one])
-    assert math.isfinite(attention_distances([student], [one]).item())
+        attention_distances([on_meta], one)
+    assert math.isfinite(attention_distances([student], one).item())

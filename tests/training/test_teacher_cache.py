@@ -103,13 +103,14 @@ def test_scores_are_kept_where_they_take_less_room(tmp_path: Path, holes: bool, 
     for ours, truth in zip(found.hidden, features.hidden, strict=True):
         assert_same_where_kept(ours, truth[order].float(), mask[order])
     assert len(found.attention) == 3
-    for ours, (query, key) in zip(found.attention, features.attention, strict=True):
+    for layer, (query, key) in enumerate(features.attention):
+        ours = found.attention[layer]
         scores = query.double() @ key.double().transpose(2, 3) / 8**0.5
         for place, row in enumerate(order):
             keep = mask[row].bool()
             truth = scores[row][:, keep][:, :, keep]
             assert ours.rows[place].dtype == torch.float16
-            torch.testing.assert_close(ours.rows[place].double(), truth, rtol=2**-10, atol=1e-6)
+            torch.testing.assert_close(ours.rows[place][0].double(), truth, rtol=2**-10, atol=1e-6)
 
 
 def test_scores_that_16_bits_do_not_hold_are_not_kept(tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_what_takes_less_room_is_kept(tmp_path: Path, length: int, scores: bool)
     cache = cache_for(tmp_path, features, [length, length], scores=True)
     hidden, factors = 3 * length * 16, 3 * length * 2 * 16
     assert cache.bytes == 2 * 2 * (hidden + (3 * 2 * length**2 if scores else factors)) + 2 * 2 * 4 + 2
-    assert bool(cache.layout.heads) == scores
-    assert not layout_of(features, [length, length]).heads
+    assert bool(cache.layout.scores) == scores
+    assert not layout_of(features, [length, length]).scores
 
 
 def test_a_mapping_that_takes_queries_apart_has_them_kept(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_mapping_that_takes_queries_apart_has_them_kept(tmp_path: Path) -> Non
     model = tiny("bert", layers=2)
     for needs, scores in ((Needs(attention=True), True), (Needs(attention=True, factors=True), False)):
         cache = open_cache(tmp_path, Tap(model, needs), rows, batch, "fp32")
-        assert bool(cache.layout.heads) == scores
+        assert bool(cache.layout.scores) == scores
 
 
 def test_values_too_large_for_16_bits_are_not_kept(tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_the_same_run_with_and_without(
     calls.clear()
     second = distill(teacher, None, config=quick_distill(tmp_path / "second", **cached))
     assert sum(calls) == 1
-    assert [bool(layout.heads) for layout in layouts] == [scores, scores]
+    assert [bool(layout.scores) for layout in layouts] == [scores, scores]
 
     for run in (first, second):
         assert len(run.mapping) == len(plain.mapping)

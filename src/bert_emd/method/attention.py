@@ -35,28 +35,29 @@ class AttentionDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mask: Tensor | None, m: int, average: bool, squares: bool, given: Sequence[Scores], *flat: Tensor
+        ctx: Any, mask: Tensor | None, m: int, average: bool, squares: bool, given: Scores | None, *flat: Tensor
     ) -> Any:
         ctx.save_for_backward(*flat)
-        both = _layers(flat, given)
-        pieces = Pieces(mask, both[:m], both[m:], average)
-        ctx.pieces, ctx.m, ctx.given = pieces, m, given
-        layers = pieces.open(both)
-        total_MN = torch.zeros(m, len(layers) - m, dtype=torch.float64, device=flat[0].device)
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        student, teacher = pairs[:m], pairs[m:] if given is None else given
+        pieces = Pieces(mask, student, teacher, average)
+        ctx.pieces, ctx.m = pieces, m
+        layers, there = [Layer(pieces, pair) for pair in pairs], range(0 if given is None else len(given))
+        total_MN = torch.zeros(m, len(teacher), dtype=torch.float64, device=flat[0].device)
         squares_N = torch.zeros_like(total_MN[0]) if squares else None
-        norms = torch.zeros(len(layers), dtype=torch.float64)
+        norms = torch.zeros(sum(total_MN.shape), dtype=torch.float64)
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
                 if piece.products:
                     total_MN += _by_products(pieces, layers, piece, m, squares_N)
                 else:
-                    scores = pieces.scores(layers, piece).flatten(1)
+                    scores = pieces.scores(layers, piece, there).flatten(1)
                     total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small, squares_N=squares_N)
                     if pieces.small and pieces.on_cpu:
                         norms += torch.linalg.vector_norm(scores, dim=1).double().square()
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
-                    total_MN[i, j] = _in_float64(mask, both[i], both[m + j], average) / pieces.unit**2
+                    total_MN[i, j] = _in_float64(mask, student[i], teacher[j], average) / pieces.unit**2
         pieces.release()
         scale = pieces.unit**2 / pieces.count
         if squares_N is not None:
@@ -68,7 +69,7 @@ class AttentionDistances(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         flat, m, pieces = ctx.saved_tensors, ctx.m, ctx.pieces
-        layers = pieces.open(_layers(flat, ctx.given))
+        layers = [Layer(pieces, pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
         scale_MN = grad_outputs[0].double() * 2.0 / pieces.count
         asked = ctx.needs_input_grad[5:]
         # The teacher is a constant. What no piece writes, padding, has no gradient. Without gaps, as the model's own
@@ -82,28 +83,28 @@ class AttentionDistances(torch.autograd.Function):
         sides = [(grads[2 * i], grads[2 * i + 1]) for i in wanted]
         needed = used_layers(scale_MN[wanted])
         weights_MN = scale_MN[wanted][:, needed]
-        student, teacher = [layers[i] for i in wanted], [layers[m + j] for j in needed]
+        student = [layers[i] for i in wanted]
+        teacher, there = ([layers[m + j] for j in needed], []) if pieces.given is None else ([], needed)
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
-                backward = _backward_by_products if piece.products else _backward_by_scores
-                backward(pieces, student, teacher, weights_MN, sides, piece)
+                if piece.products:
+                    _backward_by_products(pieces, student, teacher, weights_MN, sides, piece)
+                else:
+                    scores = pieces.scores([*student, *teacher], piece, there)
+                    _backward_by_scores(pieces, student, scores, weights_MN, sides, piece)
         pieces.release()
         return (None, None, None, None, None, *grads)
 
 
-def _layers(flat: Sequence[Tensor], given: Sequence[Scores]) -> list[Any]:
-    """Pairs of queries and keys, and behind them the scores that are there already."""
-    return [*zip(flat[::2], flat[1::2], strict=True), *given]
-
-
 def _in_float64(mask: Tensor | None, student: QueryKey, teacher: QueryKey | Scores, average: bool) -> Tensor:
     """The sum for one pair of layers whose difference is near the rounding of float32 scores."""
-    both = [each if isinstance(each, Scores) else (each[0].double(), each[1].double()) for each in (student, teacher)]
-    pieces = Pieces(mask, both[:1], both[1:], average)  # type: ignore[arg-type]
-    layers = pieces.open(both)
+    pairs = [student] if isinstance(teacher, Scores) else [student, teacher]
+    wide = [(q.double(), k.double()) for q, k in pairs]
+    pieces = Pieces(mask, wide[:1], teacher if isinstance(teacher, Scores) else wide[1:], average)
+    layers = [Layer(pieces, pair) for pair in wide]
     total = torch.zeros((), dtype=torch.float64)
     for piece in pieces:
-        one, other = pieces.scores(layers, piece)
+        one, other = pieces.scores(layers, piece, [0] if isinstance(teacher, Scores) else ())
         total += (one - other).square_().sum() * pieces.unit**2
     return total
 
@@ -111,13 +112,12 @@ def _in_float64(mask: Tensor | None, student: QueryKey, teacher: QueryKey | Scor
 def _backward_by_scores(
     pieces: Pieces,
     student: Sequence[Layer],
-    teacher: Sequence[Layer | Scores],
+    scores: Tensor,
     weights_MN: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: Piece,
 ) -> None:
     """With A = QKᵀ/√d: dA_i = Σ_j g_ij (A_i - A_j), then dQ = dA K/√d and dK = dAᵀ Q/√d."""
-    scores = pieces.scores([*student, *teacher], piece)
     factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for layer in student])
     mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(scores.dtype)
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
@@ -131,7 +131,7 @@ def _backward_by_scores(
                 pieces.give(grad, torch.bmm(d, x, out=found), piece)
 
 
-def _by_products(pieces: Pieces, layers: Sequence[Any], piece: Piece, m: int, squares_N: Tensor | None) -> Tensor:
+def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor | None) -> Tensor:
     """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences.
 
     Over the unit of the scores; ``squares_N`` takes in the teacher's own sums of squares.

@@ -80,9 +80,11 @@ class Pieces:
     """
 
     def __init__(
-        self, mask: Tensor | None, student: Sequence[QueryKey], teacher: Sequence[QueryKey | Scores], average: bool
+        self, mask: Tensor | None, student: Sequence[QueryKey], teacher: Sequence[QueryKey] | Scores, average: bool
     ) -> None:
-        pairs = [*student, *(layer for layer in teacher if not isinstance(layer, Scores))]
+        self.given = teacher if isinstance(teacher, Scores) else None
+        """The teacher's scores, where they are there already."""
+        pairs = [*student, *(() if isinstance(teacher, Scores) else teacher)]
         first = student[0][0]
         self.batch, self.heads, self.length, _ = first.shape
         self.average = average
@@ -109,8 +111,7 @@ class Pieces:
         sixteen = self.on_cpu and self.dtype == torch.float32 and all(t.dtype == torch.bfloat16 for t in tensors)
         self.exact = exact_products if sixteen else nullcontext
         """Around products of values that bfloat16 holds exactly."""
-        self._given = len(pairs) < len(student) + len(teacher)
-        self.unit = 1.0 if self._given else self.factor_of(pairs[-1][0])
+        self.unit = 1.0 if self.given is not None else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
         self._lengths = lengths.tolist() if self.on_cpu else []
@@ -159,7 +160,7 @@ class Pieces:
             length = self._lengths[row]
             if length == 0:
                 continue
-            copied = self._copied or self._given
+            copied = self._copied or self.given is not None
             alone = not (copied or self.heads * length * widest < _SHORT_ROW) or self._products_win(length)
             if alone or not self._starts_with_all(row):
                 yield [row]
@@ -184,7 +185,7 @@ class Pieces:
 
         Small tensors keep to scores, whose norms say which costs have to be taken in float64.
         """
-        if self.average or self.small or self._given or length < _SHORTEST_FOR_PRODUCTS:
+        if self.average or self.small or self.given is not None or length < _SHORTEST_FOR_PRODUCTS:
             return False
         student, teacher = self._widths
         return length > 2 * student * teacher / (student + teacher)
@@ -261,19 +262,18 @@ class Pieces:
         else:
             grad_BHLd[piece.rows, heads].index_copy_(2, piece.index, values)
 
-    def open(self, layers: Sequence[QueryKey | Scores]) -> list[Layer | Scores]:
-        """Layers as the methods below take them."""
-        return [layer if isinstance(layer, Scores) else Layer(self, layer) for layer in layers]
+    def scores(self, layers: Sequence[Layer], piece: Piece, teacher: Sequence[int] = ()) -> Tensor:
+        """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece.
 
-    def scores(self, layers: Sequence[Layer | Scores], piece: Piece) -> Tensor:
-        """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece."""
-        found = self.space("scores", (len(layers), self._matrices(piece), piece.length, piece.length))
+        Behind them come those layers of the teacher whose scores are there already.
+        """
+        count = len(layers) + len(teacher)
+        found = self.space("scores", (count, self._matrices(piece), piece.length, piece.length))
+        if teacher:
+            self._copy(teacher, piece, found[len(layers) :])
         rooms: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         with self.exact():
-            for scores, layer in zip(found.unbind(0), layers, strict=True):
-                if isinstance(layer, Scores):
-                    self._copy(layer, piece, scores)
-                    continue
+            for scores, layer in zip(found.unbind(0), layers, strict=False):
                 shape = layer.query.tensor.shape[1], layer.query.tensor.shape[3]
                 if shape not in rooms:
                     names = f"query {shape}", f"key {shape}"
@@ -289,22 +289,25 @@ class Pieces:
                     torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=factor, out=scores)
         return found
 
-    def _copy(self, layer: Scores, piece: Piece, out: Tensor) -> None:
+    def _copy(self, layers: Sequence[int], piece: Piece, out: Tensor) -> None:
         """A piece of scores that are there already, what is behind the shorter rows zeroed."""
+        assert self.given is not None
         chosen = range(piece.rows.start, piece.rows.stop) if isinstance(piece.rows, slice) else piece.rows
-        places = out.unflatten(0, (len(piece.lengths), -1)).unbind(0)  # type: ignore[no-untyped-call]
+        places = out.unflatten(1, (len(piece.lengths), -1)).unbind(1)  # type: ignore[no-untyped-call]
         for place, row, kept in zip(places, chosen, piece.lengths, strict=True):
-            values = layer.rows[row]
+            values = self.given.rows[row]
+            if len(layers) < len(values):
+                values = values[list(layers)]
             if self.average:
-                values = values.to(self.dtype).mean(0, keepdim=True)
-            elif len(values) > len(place):
-                values = values[piece.heads]
+                values = values.to(self.dtype).mean(1, keepdim=True)
+            elif values.shape[1] > place.shape[1]:
+                values = values[:, piece.heads]
             if kept == piece.length:
                 place.copy_(values)
             else:
-                place[:, :kept, :kept] = values
-                place[:, kept:] = 0
-                place[:, :kept, kept:] = 0
+                place[:, :, :kept, :kept] = values
+                place[:, :, kept:] = 0
+                place[:, :, :kept, kept:] = 0
 
     def space(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them."""

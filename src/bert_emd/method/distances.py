@@ -8,9 +8,8 @@ times a tensor is kept for backward: the pieces are recomputed, and only pairs w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +94,7 @@ def hidden_costs(
 
 def attention_distances(
     student: Sequence[QueryKey],
-    teacher: Sequence[QueryKey] | Sequence[Scores],
+    teacher: Sequence[QueryKey] | Scores,
     mask: Tensor | None = None,
     *,
     look: bool = True,
@@ -109,7 +108,7 @@ def attention_distances(
 
     Args:
         student: M pairs (query, key), each [B, H, L, d]. Differentiable in both.
-        teacher: N pairs (query, key), each [B, H', L, d'], or on a CPU N `Scores` of the kept positions. Constants.
+        teacher: N pairs (query, key), each [B, H', L, d'], or on a CPU `Scores`. Constants.
         mask: [B, L], true = keep. None keeps all.
         look: as in `hidden_distances`.
 
@@ -130,7 +129,7 @@ def attention_distances(
 
 def attention_costs(
     student: Sequence[QueryKey],
-    teacher: Sequence[QueryKey] | Sequence[Scores],
+    teacher: Sequence[QueryKey] | Scores,
     mask: Tensor | None = None,
     *,
     look: bool = True,
@@ -145,8 +144,7 @@ def attention_costs(
     _check_layers(student, teacher)
     first = student[0][0]
     batch, length = first.shape[0], first.shape[-2]
-    given = [layer for layer in teacher if isinstance(layer, Scores)]
-    pairs = [layer for layer in teacher if not isinstance(layer, Scores)]
+    given, pairs = (teacher, ()) if isinstance(teacher, Scores) else (None, teacher)
     for name, layers in (("student", student), ("teacher", pairs)):
         for q, k in layers:
             if q.dim() != 4:
@@ -160,26 +158,25 @@ def attention_costs(
                     f"a {name} layer has batch {q.shape[0]} and length {q.shape[2]}, another {batch} and {length}"
                 )
     mask = _check_mask(mask, (batch, length), first.device, look=look)
-    _check_scores(given, mask, first, mixed=bool(pairs))
-    heads = {q.shape[1] for q, _ in (*student, *pairs)} | {layer.heads for layer in given}
+    heads = {q.shape[1] for q, _ in (*student, *pairs)}
+    if given is not None:
+        _check_scores(given, mask, first)
+        heads.add(given.heads)
     flat = [tensor for pair in (*student, *pairs) for tensor in pair]
     return LayerCosts(*AttentionDistances.apply(mask, len(student), len(heads) > 1, squares, given, *flat))  # type: ignore[no-untyped-call]
 
 
-def _check_scores(given: Sequence[Scores], mask: Tensor | None, like: Tensor, *, mixed: bool) -> None:
-    """Scores [H, l, l] of all kept positions of every text."""
-    if not given:
-        return
-    if mixed or like.device.type != "cpu":
-        raise ValueError("scores in place of queries and keys have to be given of all teacher layers, and on a CPU")
+def _check_scores(given: Scores, mask: Tensor | None, like: Tensor) -> None:
+    """Scores [N, H, l, l] of all kept positions of every text."""
+    if like.device.type != "cpu":
+        raise ValueError("scores in place of queries and keys are compared on a CPU alone")
     lengths = [like.shape[-2]] * len(like) if mask is None else mask.bool().sum(1).tolist()
-    for layer in given:
-        found = [tuple(row.shape) for row in layer.rows]
-        if found != [(layer.heads, length, length) for length in lengths]:
-            raise ValueError(f"a teacher layer has scores {found}, and the kept positions of the texts are {lengths}")
+    found = [tuple(row.shape) for row in given.rows]
+    if found != [(len(given), given.heads, length, length) for length in lengths]:
+        raise ValueError(f"the teacher's scores are {found}, and the kept positions of the texts {lengths}")
 
 
-def _check_layers(student: Sequence[Any], teacher: Sequence[Any]) -> None:
+def _check_layers(student: Sized, teacher: Sized) -> None:
     for name, layers in (("student", student), ("teacher", teacher)):
         if len(layers) == 0:
             raise ValueError(f"there is no {name} layer to compare")

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bert_emd.method.scores import Scores
+
 __all__ = ["Features", "Needs"]
 
 
@@ -52,8 +54,8 @@ class Features:
     """[B, L, D], the embedding output (before the first block): a tensor, or the student's a `Projected`."""
     hidden: list[Any] = field(default_factory=list)
     """Each [B, L, D], the outputs of the blocks: tensors, or the student's `Projected`."""
-    attention: list[Any] = field(default_factory=list)
-    """Queries and keys as the model uses them, each [B, H, L, d]; of a teacher also the `Scores` made of them."""
+    attention: Any = field(default_factory=list)
+    """A list of queries and keys as the model uses them, each [B, H, L, d]; of a teacher, or `Scores` made of them."""
     values: list[Tensor] = field(default_factory=list)
     """Each [B, H, L, d]."""
 
@@ -62,7 +64,7 @@ class Features:
         if layers is None:
             return self
 
-        def chosen(tensors: list[Any]) -> list[Any]:
+        def chosen(tensors: Any) -> list[Any]:
             return [tensor if i in layers else None for i, tensor in enumerate(tensors)]
 
         return Features(
@@ -81,7 +83,9 @@ class Features:
         if layers is None:
             return self
 
-        def placed(tensors: list[Any]) -> list[Any]:
+        def placed(tensors: Any) -> Any:
+            if isinstance(tensors, Scores):
+                return Scores(tensors.rows, layers)
             found = dict(zip(layers, tensors, strict=False))
             return [found.get(i) for i in range(layers[-1] + 1)] if tensors else []
 

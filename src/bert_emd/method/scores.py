@@ -22,23 +22,38 @@ QueryKey = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    r"""The attention scores of a teacher's layer on one batch, of kept positions alone, in place of queries and keys.
+    r"""The attention scores of a teacher's layers on one batch, kept positions alone, in place of queries and keys.
 
     .. math:: A = Q K^\top / \sqrt{d}
 
-    `bert_emd.method.attention_distances` takes it for a teacher's layers on a CPU. Texts that are short against the
+    `bert_emd.method.attention_distances` takes it as the teacher's layers on a CPU. Texts that are short against the
     head width, l < 2·d, have fewer scores than numbers in Q and K, and what is read is not multiplied again.
 
     Args:
-        rows: of each text, [H, l, l] in any float dtype, its kept positions in their order.
+        rows: of each text, [N, H, l, l] in any float dtype, its kept positions in their order.
+        layers: which layers of the model these are, counted from 0 and rising; None: all.
+
+    >>> scores = Scores([torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 5, 5)], layers=(1, 3))
+    >>> len(scores), scores.heads, scores[3].rows[1].shape
+    (2, 4, torch.Size([1, 4, 5, 5]))
     """
 
     rows: Sequence[Tensor]
+    layers: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self.rows[0].shape[0])
+
+    def __getitem__(self, layer: int) -> Scores:
+        """One layer of the model."""
+        place = layer if self.layers is None else self.layers.index(layer)
+        return Scores([row[place : place + 1] for row in self.rows])
 
     @property
     def heads(self) -> int:
         """H."""
-        return int(self.rows[0].shape[0])
+        return int(self.rows[0].shape[1])
 
 
 @torch.no_grad()

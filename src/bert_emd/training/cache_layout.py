@@ -48,8 +48,8 @@ class Layout:
 
     blocks: tuple[Block, ...] = ()
     """Of each token."""
-    heads: tuple[int, ...] = ()
-    """Of each layer whose scores are kept, as float16 of float32 products, in place of its queries and keys."""
+    scores: tuple[int, int] | None = None
+    """N and H, where scores are kept in place of queries and keys, as float16 of float32 products."""
 
     @property
     def width(self) -> int:
@@ -59,7 +59,7 @@ class Layout:
     @property
     def matrices(self) -> int:
         """S."""
-        return sum(self.heads)
+        return math.prod(self.scores) if self.scores else 0
 
     def elements(self, lengths: np.ndarray) -> np.ndarray:
         """Numbers of examples of these lengths."""
@@ -69,11 +69,11 @@ class Layout:
     def described(self) -> list[list[object]]:
         """For JSON, and for a key."""
         found: list[list[object]] = [[b.kind, str(b.dtype), *b.shape] for b in self.blocks]
-        return found + [["scores", str(torch.float16), *self.heads]] * bool(self.heads)
+        return [*found, ["scores", str(torch.float16), *self.scores]] if self.scores else found
 
     def pack(self, features: Features, out_BLR: Tensor) -> None:
         """Put a batch's tensors side by side, as 16-bit integers."""
-        tensors = _tensors(features, scores=bool(self.heads))
+        tensors = _tensors(features, scores=self.scores is not None)
         for block, (_, tensor) in zip(self.blocks, tensors, strict=True):
             part = out_BLR[..., block.start : block.stop].view(block.dtype)
             by_token = tensor if tensor.dim() == 3 else tensor.transpose(1, 2)
@@ -81,9 +81,9 @@ class Layout:
 
     def pack_scores(self, features: Features, kept: Sequence[Kept], rows: Sequence[Tensor]) -> None:
         """Fill each row's [S, l, l] with the scores of its kept positions."""
-        pairs = [pair for pair in features.attention if pair]
-        places = [row.view(torch.float16).split(list(self.heads)) for row in rows]  # type: ignore[no-untyped-call]
-        for layer, (query, key) in enumerate(pairs):
+        assert self.scores is not None
+        places = [row.view(torch.float16).unflatten(0, self.scores) for row in rows]  # type: ignore[no-untyped-call]
+        for layer, (query, key) in enumerate(filter(None, features.attention)):
             scores_BHLL = attention_scores(query, key)
             for place, scores_HLL, keep in zip(places, scores_BHLL, kept, strict=True):
                 place[layer].copy_(scores_HLL[:, keep][:, :, keep])
@@ -101,9 +101,8 @@ class Layout:
             features.embedding = parts["embedding"][0]
         features.hidden = parts.get("hidden", [])
         features.attention = list(zip(parts.get("query", []), parts.get("key", []), strict=True))
-        if self.heads:
-            split = [row.view(torch.float16).split(list(self.heads)) for row in rows]  # type: ignore[no-untyped-call]
-            features.attention = [Scores(layer) for layer in zip(*split, strict=True)]
+        if self.scores:
+            features.attention = Scores([row.view(torch.float16).unflatten(0, self.scores) for row in rows])  # type: ignore[no-untyped-call]
         features.values = parts.get("value", [])
         return features
 
@@ -112,7 +111,7 @@ class Layout:
         runs = itertools.groupby(self.blocks, key=lambda block: block.dtype)
         spans = [(dtype, own[0].start, own[-1].stop) for dtype, own in ((dtype, list(run)) for dtype, run in runs)]
         found = [values_lR[:, start:stop].view(dtype) for dtype, start, stop in spans]
-        found += [scores.view(torch.float16)] * bool(self.heads)
+        found += [scores.view(torch.float16)] * bool(self.scores)
         # Both ends are undefined where any value is.
         return all(bool(end.isfinite()) for values in found for end in torch.aminmax(values))
 
@@ -125,12 +124,14 @@ def layout_of(features: Features, lengths: Sequence[int] = (), *, scores: bool =
         lengths: tokens of each example of the data set.
         scores: whether attention scores will do for queries and keys; they are kept where they take less room.
     """
-    heads = tuple(query.shape[1] for query, _ in filter(None, features.attention))
     by_factors = Layout(blocks=_blocks(features, scores=False))
-    by_scores = Layout(blocks=_blocks(features, scores=True), heads=heads)
+    heads = [query.shape[1] for query, _ in filter(None, features.attention)]
+    if not scores or not heads:
+        return by_factors
+    by_scores = Layout(blocks=_blocks(features, scores=True), scores=(len(heads), heads[0]))
     tokens = np.asarray(lengths, dtype=np.int64)
     less = by_scores.elements(tokens).sum() < by_factors.elements(tokens).sum()
-    return by_scores if scores and heads and less else by_factors
+    return by_scores if less else by_factors
 
 
 def _blocks(features: Features, *, scores: bool) -> tuple[Block, ...]:

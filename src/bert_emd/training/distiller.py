@@ -207,7 +207,7 @@ class Distiller(nn.Module):
             outputs, features = self.teacher_tap(**inputs)
         if cache is not None:
             cache.store(rows or (), mask, outputs.logits, features)
-            if cache.layout.heads and cache.has(rows or ()):
+            if cache.layout.scores and cache.has(rows or ()):
                 # Scores that were made to be kept are not made again, and every epoch sees the same.
                 logits, kept = cache.load(rows or (), mask)
                 return logits, kept.spread(self.teacher_tap.needs.layers)

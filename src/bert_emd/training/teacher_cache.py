@@ -131,13 +131,13 @@ class TeacherCache:
         packed_BLR, kept = self._packed(mask), _kept(mask)
         self.layout.pack(features, packed_BLR)
         scores = self._score_rows(kept)
-        if self.layout.heads:
+        if self.layout.scores:
             self.layout.pack_scores(features, kept, scores)
         host_logits = logits.detach().float().cpu().numpy()
         for i, (row, keep) in enumerate(zip(rows, kept, strict=True)):
             if self._done[row]:
                 continue
-            if self._width or self.layout.heads:
+            if self._width or self.layout.scores:
                 values = packed_BLR[i][keep]
                 if not self.layout.finite(values, scores[i]):
                     continue

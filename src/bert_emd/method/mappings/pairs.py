@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from bert_emd.method.distances import LayerCosts, attention_costs, hidden_costs
 from bert_emd.method.distributed import whole_batch_mean
 from bert_emd.method.features import Features, Needs
 from bert_emd.method.mappings.base import COST_OPTIONS, Mapping, MappingLoss, MappingOptions
+from bert_emd.method.scores import Scores
 from bert_emd.method.transfer import HostCopy
 
 __all__ = ["PairMapping", "evenly"]
@@ -98,7 +99,7 @@ class PairMapping(Mapping):
             if not wanted:
                 continue
             ours, theirs = getattr(student, term), getattr(teacher, term)
-            each = [costs_of([ours[i]], [theirs[j]], mask, look=False, squares=self.relative) for i, j in pairs]
+            each = [costs_of([ours[i]], _alone(theirs, j), mask, look=False, squares=self.relative) for i, j in pairs]
             of_teacher = [costs.squares for costs in each if costs.squares is not None]
             squares = torch.cat(of_teacher) if self.relative else None
             stacked = LayerCosts(torch.cat([costs.D[0] for costs in each]), squares)
@@ -128,3 +129,8 @@ class PairMapping(Mapping):
             for (i, j), value in zip(pairs, values, strict=True):
                 plan[i, j], cost[i, j] = weight, value
             loss.record[term] = {"cost": cost, "plan": plan}
+
+
+def _alone(layers: Any, j: int) -> Any:
+    """One layer, as the distances take layers."""
+    return layers[j] if isinstance(layers, Scores) else [layers[j]]
