@@ -29,10 +29,7 @@ def read_glue_tsv(path: Path, task: Task, split: Split, *, needs_labels: bool = 
     label_position = None
     # Without a need for labels a file may lack the column; where it is there, it is read and checked all the same.
     if not split.is_test and (needs_labels or task.tsv_label_column in columns):
-        try:
-            label_position = _position(path, task, columns, task.tsv_label_column)
-        except UserError as error:
-            raise MissingLabelsError(str(error)) from None
+        label_position = _position(path, task, columns, task.tsv_label_column, MissingLabelsError)
     parse_label = _label_parser(task)
 
     texts: list[list[str]] = [[] for _ in positions]
@@ -67,9 +64,9 @@ def read_glue_tsv(path: Path, task: Task, split: Split, *, needs_labels: bool = 
     )
 
 
-def _position(path: Path, task: Task, columns: tuple[str, ...], name: str) -> int:
+def _position(path: Path, task: Task, columns: tuple[str, ...], name: str, error: type[UserError] = UserError) -> int:
     if name not in columns:
-        raise UserError(
+        raise error(
             f"{path}:1: no column {name!r} in the header (found: {listing(columns)}): "
             f"is this the official {task.name} file?"
         )
