@@ -211,3 +211,50 @@ def test_bfloat16_attention_is_as_near_as_torchs() -> None:
         patch.setattr(quick, "keep_or_drop", ones)
         ours, _ = quick._attention(nn.Identity(), *low, None, dropout=0.1)
     assert (ours.double() - exact).abs().max() < 3 * error
+
+
+@pytest.mark.parametrize("length", [1, 33, 256])
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_attention_without_dropout_is_as_near_as_torchs(length: int, masked: bool) -> None:
+    """Output and gradients: the error against float64 is of the size of what 16 bits of the input already cost."""
+    torch.manual_seed(9)
+    inputs = [torch.randn(2, 2, length, 32) for _ in range(3)]
+    mask = torch.ones(2, 1, 1, length, dtype=torch.bool)
+    mask[1, :, :, length // 2 + 1 :] = False
+
+    def run(dtype: torch.dtype, attend: Any) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        output = attend(*leaves)
+        output.double().square().sum().backward()
+        return [output.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+    def sdpa(*qkv: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*qkv, attn_mask=mask if masked else None).transpose(1, 2)
+
+    def ours(*qkv: Tensor) -> Tensor:
+        return quick._attention(nn.Identity(), *qkv, mask if masked else None, dropout=0.0)[0]
+
+    exact, torchs = run(torch.float64, sdpa), run(torch.bfloat16, sdpa)
+    with Drawn() as drawn:
+        found = run(torch.bfloat16, ours)
+    assert drawn.count("scaled_dot_product") == 0
+    for mine, theirs, truth in zip(found, torchs, exact, strict=True):
+        assert (mine - truth).norm() <= 2 * (theirs - truth).norm() + 2**-9 * truth.norm()
+
+
+def test_elsewhere_attention_without_dropout_is_sdpas_own() -> None:
+    """Long rows, float32, and where nothing is trained."""
+
+    def fused(query: Tensor, *, dropout: float = 0.0) -> bool:
+        with Drawn() as drawn:
+            quick._attention(nn.Identity(), query, query, query, None, dropout=dropout)
+        return drawn.count("scaled_dot_product") > 0
+
+    short, long = torch.randn(1, 2, 8, 32), torch.randn(1, 2, 257, 32)
+    assert not fused(short.bfloat16().requires_grad_())
+    assert fused(short.bfloat16())
+    assert fused(short.clone().requires_grad_())
+    assert fused(long.bfloat16().requires_grad_())
+    assert not fused(long.bfloat16().requires_grad_(), dropout=0.1)
+    with torch.no_grad():
+        assert fused(short.bfloat16().requires_grad_())

@@ -4,6 +4,9 @@ torch draws one random number after the other for each value that dropout may dr
 student's training step. And its fused attention has no dropout on a CPU: with one, it takes a path that computes
 16-bit scores in 32 bits. Here 64 random bits serve four values, and attention with dropout stays in the precision that
 its queries came in. What is dropped is as random as before, to 1/65,536 in the rate, and drawn from the same generator.
+
+Without dropout the fused attention is taken, whose backward pass is several times as slow in bfloat16 as the products
+one by one where texts are short: those are taken there too.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ __all__ = ["QuickDropout", "attach_quick_dropout", "keep_or_drop", "quick_dropou
 _NAME = "bert_emd_dropout"
 _STEPS = 1 << 16
 _HALF = (torch.bfloat16, torch.float16)
+# Up to here the products one by one are faster than fused attention, forward and backward, by two times or more; at
+# twice this length they are equal, and their scores take room.
+_SHORT = 256
 
 
 def keep_or_drop(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
@@ -108,7 +114,8 @@ def _attention(
 ) -> tuple[Tensor, Any]:
     """softmax(Q Kᵀ·scaling + mask) with dropout, times V; anything but an encoder's training on a CPU goes to SDPA."""
     unusual = kwargs.get("is_causal") or getattr(module, "is_causal", False) or key.shape[1] != query.shape[1]
-    if unusual or kwargs.get("position_bias") is not None or not _quicker(query, dropout):
+    drops = _quicker(query, dropout)
+    if unusual or kwargs.get("position_bias") is not None or not (drops or (dropout == 0 and _slow_when_fused(query))):
         plain: tuple[Tensor, Any] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -118,8 +125,15 @@ def _attention(
     if attention_mask is not None:
         scores = scores + _added(attention_mask, scores.dtype)
     probabilities = torch.softmax(scores, dim=-1)
-    kept = probabilities * keep_or_drop(probabilities.shape, dropout, probabilities.dtype)
-    return torch.matmul(kept, value).transpose(1, 2).contiguous(), None
+    if drops:
+        probabilities = probabilities * keep_or_drop(probabilities.shape, dropout, probabilities.dtype)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
+
+
+def _slow_when_fused(query: Tensor) -> bool:
+    """Whether fused attention without dropout would be slower, backward included."""
+    trains = torch.is_grad_enabled() and query.requires_grad and not torch.compiler.is_compiling()
+    return trains and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[-2] <= _SHORT
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
