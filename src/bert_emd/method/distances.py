@@ -72,8 +72,8 @@ def hidden_costs(
 ) -> LayerCosts:
     """`hidden_distances`, and with ``squares`` the mean squares of the teacher's layers from the same pass.
 
-    >>> hidden_costs([torch.zeros(1, 2, 3)], [2 * torch.ones(1, 2, 3)], squares=True)
-    LayerCosts(D=tensor([[4.]]), squares=tensor([4.], dtype=torch.float64))
+    >>> hidden_costs([torch.zeros(1, 1, 4)], [torch.ones(1, 1, 4)], squares=True)
+    LayerCosts(D=tensor([[1.]]), squares=tensor([1.], dtype=torch.float64))
     """
     _check_layers(student, teacher)
     shape = student[0].shape
