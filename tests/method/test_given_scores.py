@@ -95,9 +95,12 @@ def test_costs_and_gradients_are_those_of_the_scores(
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=resolution, atol=slack)
 
 
+@pytest.mark.parametrize("only", [None, (1, 2, 5)], ids=["all layers", "some layers"])
 @pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("shape", [SMALL, SHORT], ids=["small", "large"])
-def test_they_keep_their_digits_where_student_and_teacher_nearly_agree(shape: tuple[int, ...], noise: float) -> None:
+def test_they_keep_their_digits_where_student_and_teacher_nearly_agree(
+    shape: tuple[int, ...], noise: float, only: tuple[int, ...] | None
+) -> None:
     teacher = layers(3, 50, shape, torch.float32)
     noisy = [
         ((q * (1 + noise * normal(7, *shape))).float(), (k * (1 + noise * normal(8, *shape))).float())
@@ -106,7 +109,8 @@ def test_they_keep_their_digits_where_student_and_teacher_nearly_agree(shape: tu
     keep = a_mask("ragged", shape[0], shape[2])
     scores, whole = given(teacher, keep, torch.float32)
     truth = loop(noisy, whole, keep, torch.float64)
-    torch.testing.assert_close(attention_distances(noisy, scores, keep).double(), truth, rtol=1e-6, atol=0)
+    found = attention_distances(noisy, Scores(scores.rows, only), keep)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
 
 
 def test_over_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +150,17 @@ def test_one_layer_of_them(only: tuple[int, ...] | None) -> None:
     features = Features(attention=scores).spread(only)
     for place, j in enumerate(only or range(4)):
         truth = loop(student, whole[place : place + 1], keep, torch.float64)
-        found = attention_distances(student, features.attention[j], keep)
+        found = attention_distances(student, features.attention.layer(j), keep)
         torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+
+
+def test_layers_that_are_not_there() -> None:
+    scores = Scores([torch.zeros(2, 1, 3, 3)])
+    for place in (-1, 2):
+        with pytest.raises(IndexError, match="among 2"):
+            scores.at(place)
+    with pytest.raises(TypeError):
+        list(scores)  # no sequence: an index could mean a place or a layer of the model
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -104,7 +104,7 @@ def test_scores_are_kept_where_they_take_less_room(tmp_path: Path, holes: bool, 
         assert_same_where_kept(ours, truth[order].float(), mask[order])
     assert len(found.attention) == 3
     for layer, (query, key) in enumerate(features.attention):
-        ours = found.attention[layer]
+        ours = found.attention.layer(layer)
         scores = query.double() @ key.double().transpose(2, 3) / 8**0.5
         for place, row in enumerate(order):
             keep = mask[row].bool()
@@ -139,8 +139,11 @@ def test_a_mapping_that_takes_queries_apart_has_them_kept(tmp_path: Path) -> Non
     batch = {"input_ids": torch.tensor(rows["input_ids"][:]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     model = tiny("bert", layers=2)
     for needs, scores in ((Needs(attention=True), True), (Needs(attention=True, factors=True), False)):
-        cache = open_cache(tmp_path, Tap(model, needs), rows, batch, "fp32")
+        cache = open_cache(tmp_path, Tap(model, needs), rows, batch, "fp32", torch.device("cpu"))
         assert bool(cache.layout.scores) == scores
+        # What counts is where the run will be: the teacher may still be on the CPU.
+        elsewhere = open_cache(tmp_path, Tap(model, needs), rows, batch, "fp32", torch.device("cuda"))
+        assert not elsewhere.layout.scores
 
 
 def test_values_too_large_for_16_bits_are_not_kept(tmp_path: Path) -> None:

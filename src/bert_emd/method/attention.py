@@ -57,7 +57,8 @@ class AttentionDistances(torch.autograd.Function):
                         norms += torch.linalg.vector_norm(scores, dim=1).double().square()
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
-                    total_MN[i, j] = _in_float64(mask, student[i], teacher[j], average) / pieces.unit**2
+                    other = teacher.at(j) if isinstance(teacher, Scores) else teacher[j]
+                    total_MN[i, j] = _in_float64(mask, student[i], other, average) / pieces.unit**2
         pieces.release()
         scale = pieces.unit**2 / pieces.count
         if squares_N is not None:

@@ -55,7 +55,7 @@ class Features:
     hidden: list[Any] = field(default_factory=list)
     """Each [B, L, D], the outputs of the blocks: tensors, or the student's `Projected`."""
     attention: Any = field(default_factory=list)
-    """A list of queries and keys as the model uses them, each [B, H, L, d]; of a teacher, or `Scores` made of them."""
+    """Queries and keys as the model uses them, pairs of [B, H, L, d]; of a teacher also the `Scores` made of them."""
     values: list[Tensor] = field(default_factory=list)
     """Each [B, H, L, d]."""
 

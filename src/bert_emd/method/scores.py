@@ -34,7 +34,7 @@ class Scores:
         layers: which layers of the model these are, counted from 0 and rising; None: all.
 
     >>> scores = Scores([torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 5, 5)], layers=(1, 3))
-    >>> len(scores), scores.heads, scores[3].rows[1].shape
+    >>> len(scores), scores.heads, scores.layer(3).rows[1].shape
     (2, 4, torch.Size([1, 4, 5, 5]))
     """
 
@@ -45,10 +45,15 @@ class Scores:
         """N."""
         return int(self.rows[0].shape[0])
 
-    def __getitem__(self, layer: int) -> Scores:
-        """One layer of the model."""
-        place = layer if self.layers is None else self.layers.index(layer)
+    def at(self, place: int) -> Scores:
+        """One of these layers, by its place among them."""
+        if not 0 <= place < len(self):
+            raise IndexError(f"there is no layer {place} among {len(self)}")
         return Scores([row[place : place + 1] for row in self.rows])
+
+    def layer(self, number: int) -> Scores:
+        """One of these layers, by its number in the model."""
+        return self.at(number if self.layers is None else self.layers.index(number))
 
     @property
     def heads(self) -> int:

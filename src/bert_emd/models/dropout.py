@@ -112,7 +112,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """softmax(Q Kᵀ·scaling + mask) with dropout, times V; anything but an encoder's training on a CPU goes to SDPA."""
+    """softmax(Q Kᵀ·scaling + mask), dropout if any, times V; all but an encoder's training on a CPU goes to SDPA."""
     unusual = kwargs.get("is_causal") or getattr(module, "is_causal", False) or key.shape[1] != query.shape[1]
     drops = _quicker(query, dropout)
     if unusual or kwargs.get("position_bias") is not None or not (drops or (dropout == 0 and _slow_when_fused(query))):

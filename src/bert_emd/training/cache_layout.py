@@ -126,7 +126,7 @@ def layout_of(features: Features, lengths: Sequence[int] = (), *, scores: bool =
     """
     by_factors = Layout(blocks=_blocks(features, scores=False))
     heads = [query.shape[1] for query, _ in filter(None, features.attention)]
-    if not scores or not heads:
+    if not scores or len(set(heads)) != 1:
         return by_factors
     by_scores = Layout(blocks=_blocks(features, scores=True), scores=(len(heads), heads[0]))
     tokens = np.asarray(lengths, dtype=np.int64)

@@ -114,7 +114,7 @@ class TeacherCache:
     def load(self, rows: Sequence[int], mask: Tensor) -> tuple[Tensor, Features]:
         """Logits [B, C] float32 and features of these examples on the mask's device; padded positions hold anything.
 
-        The features lie in a buffer that the next call overwrites.
+        The features lie in a buffer that the next call overwrites, scores in the file itself: they are only to be read.
         """
         packed_BLR = self._packed(mask)
         parts = [self._of(row) for row in rows]
@@ -286,7 +286,7 @@ def default_directory(cache_dir: str | None, name: str = "teacher-outputs") -> P
 
 
 def open_cache(
-    directory: Path, tap: Tap, rows: datasets.Dataset, batch: dict[str, Any], precision: str
+    directory: Path, tap: Tap, rows: datasets.Dataset, batch: dict[str, Any], precision: str, trained_on: torch.device
 ) -> TeacherCache:
     """The cache of a tapped teacher's outputs for tokenised rows.
 
@@ -296,6 +296,7 @@ def open_cache(
         rows: ``input_ids`` and ``attention_mask``.
         batch: any few of them as the teacher takes them, to see what comes out.
         precision: how the teacher is run: bf16, fp16 or fp32.
+        trained_on: where the run will be; the teacher itself may still be elsewhere.
 
     Raises:
         UserError: there is not enough room, or the folder cannot be written.
@@ -312,7 +313,7 @@ def open_cache(
         key["layers"] = list(tap.needs.layers)
     lengths = list(rows["length"]) if "length" in rows.column_names else [sum(row) for row in rows["attention_mask"]]
     # On another device scores, a matrix of its own for each example, would travel one by one.
-    scores = device.type == "cpu" and not tap.needs.factors
+    scores = trained_on.type == "cpu" and not tap.needs.factors
     layout = layout_of(features, lengths, scores=scores)
     cache = TeacherCache(directory, key, lengths, layout, outputs.logits.shape[1])
     there = cache.count

@@ -181,7 +181,9 @@ class DistillTrainer(EncoderTrainer):
         assert tap is not None
         # Of several processes the first makes it, the others find it.
         with self.args.main_process_first(desc="teacher's outputs"):
-            self.distiller.cache = open_cache(directory, tap, dataset, self.data_collator([dataset[0]]), precision)
+            self.distiller.cache = open_cache(
+                directory, tap, dataset, self.data_collator([dataset[0]]), precision, self.args.device
+            )
 
     @property
     def distiller(self) -> Distiller:

@@ -133,4 +133,4 @@ class PairMapping(Mapping):
 
 def _alone(layers: Any, j: int) -> Any:
     """One layer, as the distances take layers."""
-    return layers[j] if isinstance(layers, Scores) else [layers[j]]
+    return layers.layer(j) if isinstance(layers, Scores) else [layers[j]]
