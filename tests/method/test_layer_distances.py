@@ -77,7 +77,7 @@ def paired(flat: Sequence[Tensor]) -> list[QueryKey]:
 
 
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("hidden", "attention_pieces"):
+    for module in ("hidden_pieces", "attention_pieces"):
         monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "_PIECE", {"cpu": 1 << 16, "other": 1 << 16})
 
 

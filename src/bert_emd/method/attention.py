@@ -8,6 +8,7 @@ layers; a piece holds n matrices (heads of one row, or of several) of length l.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from bert_emd.method.attention_pieces import Layer, Piece, Pieces
 from bert_emd.method.pair_sums import pair_sums, result_dtype, too_close, used_layers
 from bert_emd.method.scores import QueryKey, Scores
+from bert_emd.method.workers import shared_out
 
 __all__ = ["AttentionDistances"]
 
@@ -42,28 +44,19 @@ class AttentionDistances(torch.autograd.Function):
         student, teacher = pairs[:m], pairs[m:] if given is None else given
         pieces = Pieces(mask, student, teacher, average)
         ctx.pieces, ctx.m = pieces, m
-        layers, there = [Layer(pieces, pair) for pair in pairs], range(0 if given is None else len(given))
-        total_MN = torch.zeros(m, len(teacher), dtype=torch.float64, device=flat[0].device)
-        squares_N = torch.zeros_like(total_MN[0]) if squares else None
-        norms = torch.zeros(sum(total_MN.shape), dtype=torch.float64)
+        layers = [Layer(pieces, pair) for pair in pairs]
         with torch.autocast(flat[0].device.type, enabled=False):
-            for piece in pieces:
-                if piece.products:
-                    total_MN += _by_products(pieces, layers, piece, m, squares_N)
-                else:
-                    scores = pieces.scores(layers, piece, there).flatten(1)
-                    total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small, squares_N=squares_N)
-                    if pieces.small and pieces.on_cpu:
-                        norms += torch.linalg.vector_norm(scores, dim=1).double().square()
+            found = shared_out(list(pieces), partial(_sums, pieces, layers, m, squares), pieces.workers)
+            total_MN, squares_N, norms = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
                     other = teacher.at(j) if isinstance(teacher, Scores) else teacher[j]
                     total_MN[i, j] = _in_float64(mask, student[i], other, average) / pieces.unit**2
-        pieces.release()
         scale = pieces.unit**2 / pieces.count
-        if squares_N is not None:
-            squares_N *= scale
-            ctx.mark_non_differentiable(squares_N)
+        if not squares:
+            return (total_MN * scale).to(result_dtype(list(flat))), None
+        squares_N = squares_N * scale
+        ctx.mark_non_differentiable(squares_N)
         return (total_MN * scale).to(result_dtype(list(flat))), squares_N
 
     @staticmethod
@@ -86,15 +79,41 @@ class AttentionDistances(torch.autograd.Function):
         weights_MN = scale_MN[wanted][:, needed]
         student = [layers[i] for i in wanted]
         teacher, there = ([layers[m + j] for j in needed], []) if pieces.given is None else ([], needed)
-        with torch.autocast(flat[0].device.type, enabled=False):
-            for piece in pieces:
+
+        def write(share: Sequence[Piece]) -> None:
+            """The gradients of some pieces, each in its own place."""
+            own = pieces.for_worker()
+            for piece in share:
                 if piece.products:
-                    _backward_by_products(pieces, student, teacher, weights_MN, sides, piece)
+                    _backward_by_products(own, student, teacher, weights_MN, sides, piece)
                 else:
-                    scores = pieces.scores([*student, *teacher], piece, there)
-                    _backward_by_scores(pieces, student, scores, weights_MN, sides, piece)
-        pieces.release()
+                    scores = own.scores([*student, *teacher], piece, there)
+                    _backward_by_scores(own, student, scores, weights_MN, sides, piece)
+
+        with torch.autocast(flat[0].device.type, enabled=False):
+            shared_out(list(pieces), write, pieces.workers)
         return (None, None, None, None, None, *grads)
+
+
+def _sums(
+    pieces: Pieces, layers: Sequence[Layer], m: int, squares: bool, share: Sequence[Piece]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some pieces, in float64 over the unit of the scores: Σ (A_i - A_j)² of all pairs [M, N], Σ A_j² [N] where it
+    is wanted, and for small tensors on a CPU Σ A² of all layers [M + N]."""
+    pieces = pieces.for_worker()
+    given = 0 if pieces.given is None else len(pieces.given)
+    total_MN = torch.zeros(m, len(layers) - m + given, dtype=torch.float64, device=layers[0].query.tensor.device)
+    squares_N = torch.zeros_like(total_MN[0])
+    norms = torch.zeros(sum(total_MN.shape), dtype=torch.float64)
+    for piece in share:
+        if piece.products:
+            total_MN += _by_products(pieces, layers, piece, m, squares_N)
+            continue
+        scores = pieces.scores(layers, piece, range(given)).flatten(1)
+        total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small, squares_N=squares_N if squares else None)
+        if pieces.small and pieces.on_cpu:
+            norms += torch.linalg.vector_norm(scores, dim=1).double().square()
+    return total_MN, squares_N, norms
 
 
 def _in_float64(mask: Tensor | None, student: QueryKey, teacher: QueryKey | Scores, average: bool) -> Tensor:
@@ -132,7 +151,7 @@ def _backward_by_scores(
                 pieces.give(grad, torch.bmm(d, x, out=found), piece)
 
 
-def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor | None) -> Tensor:
+def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor) -> Tensor:
     """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences.
 
     Over the unit of the scores; ``squares_N`` takes in the teacher's own sums of squares.
@@ -147,8 +166,7 @@ def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, 
         for row in torch.split(inner, [t.query.shape[2] for t in student])
     ]
     factors = [torch.tensor([t.factor for t in ts], dtype=torch.float64) for ts in (student, teacher)]
-    if squares_N is not None:
-        squares_N += norms[m:] / pieces.unit**2
+    squares_N += norms[m:] / pieces.unit**2
     cross_MN = torch.stack([torch.stack([b.sum() for b in row]) for row in blocks]) * torch.outer(*factors)
     total_MN = norms[:m, None] + norms[m:] - 2 * cross_MN
     for i, j in too_close(total_MN, norms[:m], norms[m:], _TOO_CLOSE_BY_PRODUCTS):

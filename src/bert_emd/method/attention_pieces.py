@@ -6,18 +6,18 @@ length l.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bert_emd.method.exact16 import exact_products
 from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
 from bert_emd.method.scores import QueryKey, Scores
+from bert_emd.method.workers import worker_count
 
 __all__ = ["Layer", "Piece", "Pieces", "Side"]
 
@@ -108,9 +108,8 @@ class Pieces:
         if self.small and not self.on_cpu:
             # Elsewhere one cannot look which costs are close to their rounding; small tensors are all float64.
             self.dtype = torch.float64
-        sixteen = self.on_cpu and self.dtype == torch.float32 and all(t.dtype == torch.bfloat16 for t in tensors)
-        self.exact = exact_products if sixteen else nullcontext
-        """Around products of values that bfloat16 holds exactly."""
+        self.workers = worker_count() if self.on_cpu else 1
+        """Among how many threads the pieces are shared out."""
         self.unit = 1.0 if self.given is not None else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
@@ -118,6 +117,8 @@ class Pieces:
         self._layers = len(student) + len(teacher)
         self._device = first.device
         self._spaces: dict[str, Tensor] = {}
+        # Together the workers' pieces fill the cache.
+        self._most = max(1, _PIECE["cpu"] // self.workers)
         widths = [q.shape[3] for q, _ in pairs]
         self._widths = sum(widths[: len(student)]), sum(widths[len(student) :])
 
@@ -144,9 +145,9 @@ class Pieces:
             index = None if self._starts_with_all(row) else self.kept[row].nonzero().squeeze(1)  # type: ignore[index]
             step, products = self.heads, self._products_win(length)
             if products:
-                step = max(1, min(step, _PIECE_OF_PRODUCTS // (sum(self._widths) * length)))
+                step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
             elif not self.average:
-                step = max(1, min(step, _PIECE["cpu"] // (self._layers * length**2)))
+                step = max(1, min(step, self._most // (self._layers * length**2)))
             for start in range(0, self.heads, step):
                 heads = slice(start, min(start + step, self.heads))
                 yield Piece(slice(row, row + 1), heads, lengths, products, index)
@@ -167,7 +168,7 @@ class Pieces:
                 continue
             padded = (len(group) + 1) * longest**2
             matrices = self._layers * (1 if self.average else self.heads)
-            if group and padded <= _PADDING * (used + length**2) and padded * matrices <= _PIECE["cpu"]:
+            if group and padded <= _PADDING * (used + length**2) and padded * matrices <= self._most:
                 group.append(row)
                 used += length**2
                 continue
@@ -272,21 +273,19 @@ class Pieces:
         if teacher:
             self._copy(teacher, piece, found[len(layers) :])
         rooms: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        with self.exact():
-            for scores, layer in zip(found.unbind(0), layers, strict=False):
-                shape = layer.query.tensor.shape[1], layer.query.tensor.shape[3]
-                if shape not in rooms:
-                    names = f"query {shape}", f"key {shape}"
-                    rooms[shape] = self.room(names[0], layer.query, piece), self.room(names[1], layer.key, piece)
-                query, key = (
-                    self.take(side, piece, room)
-                    for side, room in zip((layer.query, layer.key), rooms[shape], strict=True)
-                )
-                if layer.factor == self.unit:
-                    torch.bmm(query, key.transpose(1, 2), out=scores)
-                else:
-                    factor = layer.factor / self.unit
-                    torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=factor, out=scores)
+        for scores, layer in zip(found.unbind(0), layers, strict=False):
+            shape = layer.query.tensor.shape[1], layer.query.tensor.shape[3]
+            if shape not in rooms:
+                names = f"query {shape}", f"key {shape}"
+                rooms[shape] = self.room(names[0], layer.query, piece), self.room(names[1], layer.key, piece)
+            query, key = (
+                self.take(side, piece, room) for side, room in zip((layer.query, layer.key), rooms[shape], strict=True)
+            )
+            if layer.factor == self.unit:
+                torch.bmm(query, key.transpose(1, 2), out=scores)
+            else:
+                factor = layer.factor / self.unit
+                torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=factor, out=scores)
         return found
 
     def _copy(self, layers: Sequence[int], piece: Piece, out: Tensor) -> None:
@@ -316,6 +315,8 @@ class Pieces:
             self._spaces[name] = torch.empty(size, dtype=self.dtype, device=self._device)
         return self._spaces[name][:size].view(shape)
 
-    def release(self) -> None:
-        """Forget the space: between forward and backward it would only be in the way."""
-        self._spaces.clear()
+    def for_worker(self) -> Pieces:
+        """The same with space of its own, which goes with it: between forward and backward it would be in the way."""
+        own = copy.copy(self)
+        own._spaces = {}
+        return own

@@ -1,0 +1,56 @@
+"""Pieces of a batch shared out among threads.
+
+The products of a piece are small, and a processor's cores gain little from sharing one of them. Each thread takes
+pieces of its own instead, all alone with its products: torch lets other threads run while it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+__all__ = ["shared_out", "worker_count"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+# More would wait for each other's Python between the products.
+_MOST = 16
+
+
+def worker_count() -> int:
+    """Among how many threads a CPU's pieces are shared out: torch's own number, within bounds."""
+    # Only OpenMP lets a thread have a number of its own.
+    if "backend: OpenMP" not in torch.__config__.parallel_info():
+        return 1
+    return min(torch.get_num_threads(), _MOST)
+
+
+def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: int) -> list[R]:
+    """What ``work`` makes of every worker's share of the pieces, without gradients; always in the same order.
+
+    Worker k takes pieces k, k + workers, …, so the same pieces meet the same partners whenever this is run again. With
+    one worker, or one piece, the work is done in this thread, by as many of torch's threads as there are.
+
+    >>> shared_out([1, 2, 3, 4, 5], sum, 2)
+    [9, 6]
+    >>> shared_out([1, 2, 3, 4, 5], sum, 1)
+    [15]
+    """
+    workers = min(workers, len(pieces))
+    if workers < 2:
+        return [work(pieces)]
+    threads = torch.get_num_threads()
+
+    def alone(share: Sequence[T]) -> R:
+        torch.set_num_threads(1)  # of this thread; it is also what threads that are yet to come would start with
+        with torch.no_grad():
+            return work(share)
+
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="bert-emd") as pool:
+            return list(pool.map(alone, [pieces[k::workers] for k in range(workers)]))
+    finally:
+        torch.set_num_threads(threads)

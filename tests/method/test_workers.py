@@ -1,0 +1,186 @@
+"""Pieces that are shared out among threads: the same costs and gradients, and nothing else that changes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from bert_emd.method import Projected, Scores, attention_distances, hidden_distances
+from bert_emd.method.workers import shared_out, worker_count
+
+BATCH, LENGTH, HEADS, WIDTH, NARROW = 6, 24, 3, 8, 10
+MASK = (torch.arange(LENGTH) < torch.tensor([24, 20, 20, 13, 24, 6])[:, None]).long()
+SCATTERED = (torch.arange(LENGTH) < torch.tensor([6, 24, 5, 7, 9, 6])[:, None]).long()
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
+
+
+@pytest.fixture(params=[2, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """As many threads, and pieces so small that each has some."""
+
+    def seen(pieces: Sequence[object], work: Callable[[Sequence[object]], object], workers: int) -> list[object]:
+        assert torch.get_num_threads() == 1 or len(pieces) >= workers == torch.get_num_threads()
+        return shared_out(pieces, work, workers)
+
+    for module in ("hidden", "attention"):
+        monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "shared_out", seen)
+    for module, size in (("hidden_pieces", 1 << 11), ("attention_pieces", 1 << 12)):
+        monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "_PIECE", {"cpu": size, "other": size})
+    torch.set_num_threads(request.param)
+    return int(request.param)
+
+
+Costs = Callable[[Sequence[Tensor]], Tensor]
+
+
+def hidden(mask: Tensor | None) -> tuple[list[Tensor], Costs, Costs]:
+    student = [normal(i, BATCH, LENGTH, WIDTH * HEADS) * (1 + i) for i in range(2)]
+    teacher = [normal(9 + i, BATCH, LENGTH, WIDTH * HEADS) for i in range(3)]
+    return student, lambda s: hidden_distances(s, teacher, mask), lambda s: reference.hidden_costs(s, teacher, mask)
+
+
+def projected(mask: Tensor | None) -> tuple[list[Tensor], Costs, Costs]:
+    leaves = [normal(5, WIDTH * HEADS, NARROW), normal(6, WIDTH * HEADS)]
+    leaves += [normal(i, BATCH, LENGTH, NARROW) * (1 + i) for i in range(2)]
+    teacher = [normal(9 + i, BATCH, LENGTH, WIDTH * HEADS) for i in range(3)]
+
+    def ours(x: Sequence[Tensor]) -> Tensor:
+        return hidden_distances([Projected(s, x[0], x[1]) for s in x[2:]], teacher, mask)
+
+    def loop(x: Sequence[Tensor]) -> Tensor:
+        return reference.hidden_costs([s @ x[0].T + x[1] for s in x[2:]], teacher, mask)
+
+    return leaves, ours, loop
+
+
+def attention(mask: Tensor | None, *, width: int = WIDTH, given: bool = False) -> tuple[list[Tensor], Costs, Costs]:
+    student = [normal(i, BATCH, HEADS, LENGTH, width) * (1 + i) for i in range(4)]
+    teacher = [
+        (normal(9 + i, BATCH, HEADS, LENGTH, WIDTH), normal(19 + i, BATCH, HEADS, LENGTH, WIDTH)) for i in (1, 2)
+    ]
+    there: Sequence[tuple[Tensor, Tensor]] | Scores = teacher
+    if given:
+        keep = torch.ones(BATCH, LENGTH) if mask is None else mask
+        whole = torch.stack([reference.attention_scores(q, k) for q, k in teacher])
+        there = Scores([whole[:, row][:, :, kept][:, :, :, kept] for row, kept in enumerate(keep.bool())])
+
+    def pairs(x: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(x[::2], x[1::2], strict=True))
+
+    return (
+        student,
+        lambda x: attention_distances(pairs(x), there, mask),
+        lambda x: reference.attention_costs(pairs(x), teacher, mask),
+    )
+
+
+CASES = {
+    "hidden": hidden,
+    "projected": projected,
+    "attention": attention,
+    "other width": lambda mask: attention(mask, width=5),
+    "given scores": lambda mask: attention(mask, given=True),
+}
+
+
+@pytest.mark.parametrize("mask", [None, MASK, SCATTERED], ids=["no mask", "mask", "scattered"])
+@pytest.mark.parametrize("case", CASES)
+def test_costs_and_gradients_are_the_loops(case: str, mask: Tensor | None, threads: int) -> None:
+    leaves, ours, loop = CASES[case](mask)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    found, truth = ours(leaves), loop(exact)
+    weights = normal(77, *found.shape)
+    (found * weights).sum().backward()
+    (truth * weights).sum().backward()
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+    for a, b in zip(leaves, exact, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=1e-5 * float(b.grad.abs().max()))
+    assert torch.get_num_threads() == threads
+
+    again = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    second = ours(again)
+    (second * weights).sum().backward()
+    assert torch.equal(second, found)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(again, leaves, strict=True))
+
+
+def test_long_rows_by_products(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows so long that no score is made, a head or two a piece."""
+    monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_PIECE_OF_PRODUCTS", 1 << 12)
+    shape = 3, 2, 380, 4
+    student = [normal(i, *shape).requires_grad_() for i in range(2)]
+    teacher = [(normal(5, *shape), normal(6, *shape)), (normal(7, *shape), normal(8, *shape))]
+    exact = [s.detach().double().requires_grad_() for s in student]
+    found = attention_distances([tuple(student)], teacher)
+    truth = reference.attention_costs([tuple(exact)], teacher)
+    found.sum().backward()
+    truth.sum().backward()
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+    for a, b in zip(student, exact, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5 * float(b.grad.abs().max()))
+
+
+def test_under_autocast_the_projection_rounds_as_with_one_thread(threads: int) -> None:
+    leaves, ours, _ = projected(MASK)
+    found = []
+    for count in (threads, 1):
+        torch.set_num_threads(count)
+        own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        with torch.autocast("cpu", torch.bfloat16):
+            cost = ours(own)
+        cost.sum().backward()
+        found.append((cost, [leaf.grad for leaf in own]))
+    (many, grads), (one, expected) = found
+    torch.testing.assert_close(many, one, rtol=1e-6, atol=0)
+    for a, b in zip(grads, expected, strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+class TestSharedOut:
+    def test_every_worker_has_a_thread_of_its_own_and_no_gradients(self) -> None:
+        torch.set_num_threads(3)
+        met = threading.Barrier(3, timeout=20)
+
+        def work(share: Sequence[int]) -> tuple[list[int], int, int, bool]:
+            met.wait()  # which nobody passes alone
+            return list(share), threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+
+        found = shared_out(range(7), work, 3)
+        assert [share for share, *_ in found] == [[0, 3, 6], [1, 4], [2, 5]]
+        assert len({thread for _, thread, *_ in found} - {threading.get_ident()}) == 3
+        assert [tuple(rest) for *_, rest in ((0, f[2:]) for f in found)] == [(1, False)] * 3
+        assert torch.get_num_threads() == 3
+
+    def test_one_piece_is_done_here(self) -> None:
+        torch.set_num_threads(3)
+        assert shared_out([5], lambda _: (threading.get_ident(), torch.get_num_threads()), 3) == [
+            (threading.get_ident(), 3)
+        ]
+
+    def test_an_error_is_the_callers_and_the_threads_are_as_before(self) -> None:
+        torch.set_num_threads(2)
+
+        def work(share: Sequence[int]) -> None:
+            raise ValueError(f"no {share[0]}")
+
+        with pytest.raises(ValueError, match="no 4"):
+            shared_out([4, 5], work, 2)
+        assert torch.get_num_threads() == 2
+
+    def test_as_many_as_torch_has_up_to_sixteen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.set_num_threads(3)
+        assert worker_count() == 3
+        torch.set_num_threads(40)
+        assert worker_count() == 16
+        monkeypatch.setattr(torch.__config__, "parallel_info", lambda: "ATen parallel backend: native thread pool")
+        assert worker_count() == 1
