@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -176,6 +179,19 @@ class TestSharedOut:
         with pytest.raises(ValueError, match="no 4"):
             shared_out([4, 5], work, 2)
         assert torch.get_num_threads() == 2
+
+    def test_a_forked_process_has_threads_of_its_own(self) -> None:
+        assert shared_out([1, 2], sum, 2) == [1, 2]
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if shared_out([3, 4], sum, 2) == [3, 4] else 1)
+        deadline = time.monotonic() + 30
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
 
     def test_as_many_as_torch_has_up_to_sixteen(self, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(3)

@@ -6,8 +6,10 @@ pieces of its own instead, all alone with its products: torch lets other threads
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -49,8 +51,20 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
         with torch.no_grad():
             return work(share)
 
+    pool = _pool(os.getpid())
     try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="bert-emd") as pool:
-            return list(pool.map(alone, [pieces[k::workers] for k in range(workers)]))
+        waiting = [pool.submit(alone, pieces[k::workers]) for k in range(workers)]
+        wait(waiting)  # all of them, also where one fails: they write where the caller's tensors are
+        return [found.result() for found in waiting]
     finally:
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process, which live as long as it, as torch's own do.
+
+    New ones for each call would cost a tenth of the work: oneDNN generates code for every thread anew. A forked process
+    has none of its parent's threads, so it gets its own.
+    """
+    return ThreadPoolExecutor(_MOST, thread_name_prefix=f"bert-emd-{process}")
