@@ -85,16 +85,19 @@ def batch_of(case: Case, lengths: list[int] | None = None) -> dict[str, Tensor]:
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, the sides taking turns so that all of them see the same machine."""
+    """Seconds of each call, the sides taking turns so that all of them see the same machine.
+
+    A step that measures itself returns its seconds.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warm_up + repeats):
         for name, step in steps.items():
             _wait()
             start = time.perf_counter()
-            step()
+            own = step()
             _wait()
             if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
         print(f"  {turn + 1}/{warm_up + repeats}", file=sys.stderr, flush=True)
     return seconds
 

@@ -59,14 +59,19 @@ def _memory(result: list[dict[str, Any]]) -> str:
 
 
 def _epoch(result: dict[str, Any]) -> str:
-    times = result["times the reference"]
+    times = result["times as fast"]
     rows = [
-        [way, str(result["batches an epoch"][way]), _spread(value, digits=1), f"{times.get(way, 1):.1f}"]
+        [
+            way,
+            str(result["batches an epoch"][way]),
+            _spread(value, digits=1),
+            *(f"{t[way]:.1f}" for t in times.values()),
+        ]
         for way, value in result["seconds an epoch"].items()
     ]
     head = (f"## An epoch: {result['case']}, {result['rows']} rows, {result['mean tokens']:.0f} tokens on average "
             f"({result['lengths']}); {result['batches timed']} batches of each timed and scaled up")  # fmt: skip
-    return head + "\n\n" + _table(["", "batches", "seconds", "times as fast"], rows)
+    return head + "\n\n" + _table(["", "batches", "seconds", *(f"times the {other}" for other in times)], rows)
 
 
 def _solver(result: list[dict[str, Any]]) -> str:
