@@ -62,8 +62,14 @@ def _batches(lengths: Sequence[int], size: int, *, grouped: bool) -> list[list[i
     return [order[s : s + size] for s in range(0, len(order), size)]
 
 
+def _typical(batches: list[list[int]], lengths: Sequence[int], sample: int) -> list[list[int]]:
+    """The middles of equal parts of an epoch's batches by padded tokens: together they have its mean."""
+    by_size = sorted(batches, key=lambda batch: len(batch) * max(lengths[i] for i in batch))
+    return [by_size[int((k + 0.5) / sample * len(by_size))] for k in range(sample)]
+
+
 def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str, Any]:
-    """Seconds an epoch of each way, from a sample of its batches, evenly spaced over the epoch.
+    """Seconds an epoch of each way, from a sample of its batches, evenly spaced by size.
 
     The reference: float32, every batch padded to 128, the last incomplete batch dropped, in processes of its own that
     hand memory out as the C library does, and once more with the setting that this package makes. Ours: bf16 where the
@@ -76,7 +82,7 @@ def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str,
     random_order = [b for b in _batches(lengths, case.batch, grouped=False) if len(b) == case.batch]
     grouped = _batches(lengths, case.batch, grouped=True)
     ways = dict.fromkeys(_REFERENCES, random_order) | dict.fromkeys(_OURS, grouped)
-    chosen = {way: [b[int(i)] for i in np.linspace(0, len(b) - 1, sample)] for way, b in ways.items()}
+    chosen = {way: _typical(b, lengths, sample) for way, b in ways.items()}
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         steps = _steps(case, lengths, chosen, Path(folder))
