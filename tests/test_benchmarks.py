@@ -86,6 +86,39 @@ def test_a_word_at_a_time_and_batches_have_the_same_candidates(tmp_path: Path) -
     assert in_pieces > 0
 
 
+def test_the_batches_that_are_timed_are_typical_of_the_epoch() -> None:
+    from benchmarks.epoch import _batches, _typical, synthetic_lengths
+
+    lengths = synthetic_lengths()
+    batches = _batches(lengths, 32, grouped=True)
+
+    def tokens(chosen: list[list[int]]) -> float:
+        return float(np.mean([len(batch) * max(lengths[i] for i in batch) for batch in chosen]))
+
+    for sample in (3, 6, 12):
+        chosen = _typical(batches, lengths, sample)
+        assert len(chosen) == sample
+        assert all(batch in batches for batch in chosen)
+        assert tokens(chosen) == pytest.approx(tokens(batches), rel=0.03)
+
+
+def test_the_reference_runs_in_a_fresh_process_for_every_pass() -> None:
+    from benchmarks.elsewhere import Elsewhere
+    from benchmarks.harness import Case
+
+    case = Case((2, 16, 2, 32), (1, 16, 2, 32), 2, 8)
+    other = Elsewhere(case, 2, keep=False)
+    try:
+        processes = []
+        for _ in range(4):
+            assert 0 < other([5, 7]) < 60
+            processes.append(other._process.pid)
+        assert processes[0] == processes[1] != processes[2] == processes[3]
+    finally:
+        other.close()
+    assert not other._process.is_alive()
+
+
 def test_the_command_saves_what_it_measured(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--parts", "solver", "--threads", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
