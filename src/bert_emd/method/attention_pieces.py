@@ -148,6 +148,7 @@ class Pieces:
                 step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
             elif not self.average:
                 step = max(1, min(step, self._most // (self._layers * length**2)))
+            step = -(-self.heads // -(-self.heads // step))  # as many pieces, of like size
             for start in range(0, self.heads, step):
                 heads = slice(start, min(start + step, self.heads))
                 yield Piece(slice(row, row + 1), heads, lengths, products, index)

@@ -33,17 +33,22 @@ def worker_count() -> int:
 def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: int) -> list[R]:
     """What ``work`` makes of every worker's share of the pieces, without gradients; always in the same order.
 
-    Worker k takes pieces k, k + workers, …, so the same pieces meet the same partners whenever this is run again. With
-    one worker, or one piece, the work is done in this thread, by as many of torch's threads as there are.
+    The workers take turns, forwards and then backwards, which is fair to all also where pieces shrink or alternate in
+    size; the same pieces meet the same partners whenever this is run again. With one worker, or one piece, the work is
+    done in this thread, by as many of torch's threads as there are.
 
-    >>> shared_out([1, 2, 3, 4, 5], sum, 2)
-    [9, 6]
-    >>> shared_out([1, 2, 3, 4, 5], sum, 1)
-    [15]
+    >>> shared_out([1, 2, 3, 4, 5], list, 2)
+    [[1, 4, 5], [2, 3]]
+    >>> shared_out([1, 2, 3, 4, 5], list, 1)
+    [[1, 2, 3, 4, 5]]
     """
     workers = min(workers, len(pieces))
     if workers < 2:
-        return [work(pieces)]
+        return [work(list(pieces))]
+    shares: list[list[T]] = [[] for _ in range(workers)]
+    for i, piece in enumerate(pieces):
+        turn, place = divmod(i, workers)
+        shares[place if turn % 2 == 0 else workers - 1 - place].append(piece)
     threads = torch.get_num_threads()
 
     def alone(share: Sequence[T]) -> R:
@@ -53,7 +58,7 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
 
     pool = _pool(os.getpid())
     try:
-        waiting = [pool.submit(alone, pieces[k::workers]) for k in range(workers)]
+        waiting = [pool.submit(alone, share) for share in shares]
         wait(waiting)  # all of them, also where one fails: they write where the caller's tensors are
         return [found.result() for found in waiting]
     finally:
