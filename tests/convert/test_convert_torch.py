@@ -135,7 +135,10 @@ def test_a_classifier_keeps_its_head(labels: tuple[str, ...] | None, tmp_path: P
     assert convert(folder, tmp_path / "out") == 0
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert model.config.num_labels == source.config.num_labels
-    assert torch.equal(model(**padded_batch()).logits, source(**padded_batch()).logits)
+    assert torch.equal(model.classifier.weight, source.classifier.weight)
+    assert torch.equal(model.classifier.bias, source.classifier.bias)
+    # Not to the bit on every processor: a product with one column depends on where the weight lies in memory.
+    torch.testing.assert_close(model(**padded_batch()).logits, source(**padded_batch()).logits, rtol=1e-6, atol=1e-6)
 
 
 def test_a_classifiers_labels_keep_their_names(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ class _HiddenDistances(torch.autograd.Function):
         scale_MN = grad_outputs[0].double() * 2.0 / ctx.count
         rows = ctx.rows
         used = used_layers(scale_MN)
-        mixed, weights_MN = [teacher[j] for j in used], scale_MN[:, used]
+        # A list of places would have to travel to a device.
+        mixed, weights_MN = [teacher[j] for j in used], scale_MN if len(used) == len(teacher) else scale_MN[:, used]
         states = [
             [rows.new_like(s) if wanted else None for s, wanted in zip(parts[2], flags[2], strict=True)]
             for parts, flags in zip(of_runs, asked, strict=True)

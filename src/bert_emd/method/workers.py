@@ -6,20 +6,18 @@ pieces of its own instead, all alone with its products: torch lets other threads
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import TypeVar
 
 import torch
+
+from bert_emd.processes import MOST_THREADS, thread_pool
 
 __all__ = ["shared_out", "worker_count"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-# More would wait for each other's Python between the products.
-_MOST = 16
 
 
 def worker_count() -> int:
@@ -27,7 +25,7 @@ def worker_count() -> int:
     # Only OpenMP lets a thread have a number of its own.
     if "backend: OpenMP" not in torch.__config__.parallel_info():
         return 1
-    return min(torch.get_num_threads(), _MOST)
+    return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: int) -> list[R]:
@@ -56,20 +54,10 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
         with torch.no_grad():
             return work(share)
 
-    pool = _pool(os.getpid())
+    pool = thread_pool()
     try:
         waiting = [pool.submit(alone, share) for share in shares]
         wait(waiting)  # all of them, also where one fails: they write where the caller's tensors are
         return [found.result() for found in waiting]
     finally:
         torch.set_num_threads(threads)
-
-
-@functools.cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process, which live as long as it, as torch's own do.
-
-    New ones for each call would cost a tenth of the work: oneDNN generates code for every thread anew. A forked process
-    has none of its parent's threads, so it gets its own.
-    """
-    return ThreadPoolExecutor(_MOST, thread_name_prefix=f"bert-emd-{process}")
