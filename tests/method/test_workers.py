@@ -149,6 +149,14 @@ def test_under_autocast_the_projection_rounds_as_with_one_thread(threads: int) -
         assert (a - b).norm() <= 1e-2 * b.norm()
 
 
+def test_in_inference_mode(threads: int) -> None:
+    leaves, ours, _ = projected(MASK)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = ours(leaves)
+        with torch.inference_mode():
+            assert torch.equal(ours(leaves), expected)
+
+
 class TestSharedOut:
     def test_every_worker_has_a_thread_of_its_own_and_no_gradients(self) -> None:
         torch.set_num_threads(3)

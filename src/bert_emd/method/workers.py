@@ -47,11 +47,12 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
     for i, piece in enumerate(pieces):
         turn, place = divmod(i, workers)
         shares[place if turn % 2 == 0 else workers - 1 - place].append(piece)
-    threads = torch.get_num_threads()
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     def alone(share: Sequence[T]) -> R:
         torch.set_num_threads(1)  # of this thread; it is also what threads that are yet to come would start with
-        with torch.no_grad():
+        # Modes belong to a thread: what was made in inference mode may be written in it alone.
+        with torch.inference_mode(inference), torch.no_grad():
             return work(share)
 
     pool = thread_pool()
