@@ -1,7 +1,9 @@
 """The hidden distances and their gradient, streamed over pieces of rows that fit a cache.
 
-Layers that have yet to be projected are projected piece by piece as well, in forward and again in backward: no tensor
-of the teacher's width is made of a whole student layer. Legend: B batch, L tokens, d student width, D teacher width,
+Layers that have yet to be projected are projected piece by piece as well, in forward and again in backward, so that no
+tensor of the teacher's width is made of a whole student layer; under autocast its 16 bits are kept in between.
+
+Legend: B batch, L tokens, d student width, D teacher width,
 M student layers, N teacher layers, R rows of a piece, m layers of a run (student layers that follow each other and
 share a projection, or have none).
 """
