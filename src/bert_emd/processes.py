@@ -26,6 +26,7 @@ def thread_pool() -> ThreadPoolExecutor:
     return _pool(os.getpid())
 
 
-@functools.cache
+# The one thing kept at module level: threads belong to the process, as its environment does.
+@functools.lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix=f"bert-emd-{process}")

@@ -29,6 +29,8 @@ _SHORTEST_FOR_PRODUCTS = 128
 # Rows of a CPU are put together where a row's queries have fewer elements than this, or have to be copied anyway: on
 # short rows the calls cost more than the copy.
 _SHORT_ROW = 1 << 15
+# Elements of scores that all threads together may hold at once: fewer threads make those of very long rows.
+_MOST_SCORES = 1 << 26
 # How much larger than its rows' own scores a piece of several rows may be.
 _PADDING = 1.15
 
@@ -108,8 +110,6 @@ class Pieces:
         if self.small and not self.on_cpu:
             # Elsewhere one cannot look which costs are close to their rounding; small tensors are all float64.
             self.dtype = torch.float64
-        self.workers = worker_count() if self.on_cpu else 1
-        """Among how many threads the pieces are shared out."""
         self.unit = 1.0 if self.given is not None else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
@@ -117,10 +117,21 @@ class Pieces:
         self._layers = len(student) + len(teacher)
         self._device = first.device
         self._spaces: dict[str, Tensor] = {}
-        # Together the workers' pieces fill the cache.
-        self._most = max(1, _PIECE["cpu"] // self.workers)
         widths = [q.shape[3] for q, _ in pairs]
         self._widths = sum(widths[: len(student)]), sum(widths[len(student) :])
+        self.workers = self._threads()
+        """Among how many threads the pieces are shared out."""
+        # Together the workers' pieces fill the cache.
+        self._most = max(1, _PIECE["cpu"] // self.workers)
+
+    def _threads(self) -> int:
+        """As many as torch has, where their scores of the longest row fit."""
+        if not self.on_cpu:
+            return 1
+        longest = max(self._lengths, default=0)
+        if self._products_win(longest):
+            return worker_count()
+        return max(1, min(worker_count(), _MOST_SCORES // max(1, self._layers * longest**2)))
 
     def factor_of(self, query: Tensor) -> float:
         """1/√d, over the number of heads where their mean is compared."""
@@ -148,6 +159,9 @@ class Pieces:
                 step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
             elif not self.average:
                 step = max(1, min(step, self._most // (self._layers * length**2)))
+            if not self.average:
+                # Pieces for every worker, where there are that many heads.
+                step = max(1, min(step, self.heads * self.batch // self.workers))
             step = -(-self.heads // -(-self.heads // step))  # as many pieces, of like size
             for start in range(0, self.heads, step):
                 heads = slice(start, min(start + step, self.heads))

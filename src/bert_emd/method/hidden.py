@@ -1,7 +1,8 @@
 """The hidden distances and their gradient, streamed over pieces of rows that fit a cache.
 
-Layers that have yet to be projected are projected piece by piece as well, in forward and again in backward, so that no
-tensor of the teacher's width is made of a whole student layer; under autocast its 16 bits are kept in between.
+Layers that have yet to be projected are projected piece by piece as well. In float32 that happens in forward and again
+in backward, so that no tensor of the teacher's width is made of a whole student layer; under autocast its 16 bits are
+kept in between.
 
 Legend: B batch, L tokens, d student width, D teacher width,
 M student layers, N teacher layers, R rows of a piece, m layers of a run (student layers that follow each other and
@@ -43,29 +44,36 @@ def streamed_hidden_distances(
         tensors += [s.state if isinstance(s, Projected) else s for s in run]
     device = teacher[0].device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return _HiddenDistances.apply(mask, autocast, squares, lengths, *tensors, *teacher)  # type: ignore[no-any-return, no-untyped-call]
+    follows = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return _HiddenDistances.apply(mask, autocast, squares, follows, lengths, *tensors, *teacher)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _HiddenDistances(torch.autograd.Function):
     """Arguments: mask [B, L] or None, the dtype of autocast or None, whether the teacher's mean squares are wanted
-    (they are None if not), the lengths m of the runs, and the tensors.
+    (they are None if not), whether a backward pass follows, the lengths m of the runs, and the tensors.
 
     The tensors are weight, bias (None without a projection) and states of each run, then the teacher's states.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, mask: Tensor | None, autocast: torch.dtype | None, squares: bool, lengths: list[int], *tensors: Any
+        ctx: Any,
+        mask: Tensor | None,
+        autocast: torch.dtype | None,
+        squares: bool,
+        follows: bool,
+        lengths: list[int],
+        *tensors: Any,
     ) -> Any:
-        ctx.save_for_backward(*tensors)
         ctx.lengths, ctx.autocast = lengths, autocast
         of_runs, teacher = _parted(tensors, lengths)
         dtype = result_dtype([t for t in tensors if t is not None])
         rows = ctx.rows = Rows(mask, teacher[0], sum(lengths) + len(teacher), dtype)
         ctx.count = rows.count * rows.width
-        ctx.wide = [_kept_of(rows, autocast, *parts) for parts in of_runs]
+        wide = [_kept_of(rows, autocast, *parts) if follows else None for parts in of_runs]
+        ctx.save_for_backward(*wide, *tensors)
         with torch.autocast(rows.device.type, enabled=False):
-            total_MN, squares_N = _totals(rows, autocast, of_runs, ctx.wide, teacher, squares)
+            total_MN, squares_N = _totals(rows, autocast, of_runs, wide, teacher, squares)
         if squares_N is not None:
             squares_N /= ctx.count
             ctx.mark_non_differentiable(squares_N)
@@ -74,8 +82,9 @@ class _HiddenDistances(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        of_runs, teacher = _parted(ctx.saved_tensors, ctx.lengths)
-        asked, _ = _parted(ctx.needs_input_grad[4:], ctx.lengths)
+        saved, runs_count = ctx.saved_tensors, len(ctx.lengths)
+        wide, (of_runs, teacher) = saved[:runs_count], _parted(saved[runs_count:], ctx.lengths)
+        asked, _ = _parted(ctx.needs_input_grad[5:], ctx.lengths)
         # d D_ij / d Y_i = 2/count (Y_i - T_j)
         scale_MN = grad_outputs[0].double() * 2.0 / ctx.count
         rows = ctx.rows
@@ -89,7 +98,7 @@ class _HiddenDistances(torch.autograd.Function):
 
         def add(share: Sequence[slice]) -> list[_Gradients]:
             """Take in some pieces."""
-            runs = [_Run(rows, ctx.autocast, *parts, wide) for parts, wide in zip(of_runs, ctx.wide, strict=True)]
+            runs = [_Run(rows, ctx.autocast, *parts, kept) for parts, kept in zip(of_runs, wide, strict=True)]
             found = [_Gradients(run, *flags[:2], own) for run, flags, own in zip(runs, asked, states, strict=True)]
             mix = _Mix(rows, runs, weights_MN)
             for piece in share:
@@ -100,7 +109,7 @@ class _HiddenDistances(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             shares = shared_out(list(rows.pieces()), add, rows.workers)
         found = [grad for own in zip(*shares, strict=True) for grad in _Gradients.all(own)]
-        return (None, None, None, None, *found, *[None] * len(teacher))
+        return (None, None, None, None, None, *found, *[None] * len(teacher))
 
 
 def _totals(
@@ -130,7 +139,7 @@ def _totals(
             rows.take(teacher, piece, layers[m:])
             stacked = layers.flatten(1)
             total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small, squares_N=squares_N)
-            if look and piece.start == 0:
+            if look and piece is share[0]:
                 norms = torch.linalg.vector_norm(stacked, dim=1).double().square()
                 if (total_MN < _ROUNDED * (norms[:m, None] + norms[m:])).any():
                     return total_MN, squares_N, True
@@ -173,8 +182,11 @@ class _Mix:
         self.projected_M = torch.tensor(projected, device=rows.device)
         m, n = weights_MN.shape
         self.at_once = rows.on_cpu and all(projected)
-        self.mix = torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1).to(rows.dtype)
-        self.own_M = torch.where(self.projected_M, weights_MN.sum(1), 0.0).to(rows.dtype)[:, None, None]
+        sums_M = weights_MN.sum(1)
+        if self.at_once:
+            self.mix = torch.cat([torch.diag(sums_M), -weights_MN], 1).to(rows.dtype)
+        else:
+            self.own_M = torch.where(self.projected_M, sums_M, 0.0).to(rows.dtype)[:, None, None]
         self.layers = Space(rows, m + (n if self.at_once else 1), rows.width, rows.dtype)
         self.total = Space(rows, m, rows.width, rows.dtype)
 
@@ -182,7 +194,7 @@ class _Mix:
         """[M, R, D], of the teacher's layers that have a weight; the next piece overwrites it."""
         m, layers, total_MRD = len(self.weights_MN), self.layers.of(piece), self.total.of(piece)
         for run, wide_mRD in zip(self.runs, torch.split(layers[:m], [len(r.states) for r in self.runs]), strict=True):
-            run.again(wide_mRD, piece)
+            run.project(wide_mRD, piece, again=True)
         if self.at_once:
             self.rows.take(teacher, piece, layers[m:])
             torch.mm(self.mix, layers.flatten(1), out=total_MRD.flatten(1))
@@ -232,30 +244,18 @@ class _Run:
             self.offset = self.matrix.new_zeros(len(weight)) if bias is None else bias.to(self.dtype)
             self.space = Space(rows, len(states), weight.shape[1], self.dtype)
 
-    def project(self, wide_mRD: Tensor, piece: slice) -> None:
-        """Make the rows of a piece."""
+    def project(self, wide_mRD: Tensor, piece: slice, *, again: bool = False) -> None:
+        """Make the rows of a piece; ``again``: those that were made before, and the narrow ones."""
         if self.weight is None:
             self.rows.take(self.states, piece, wide_mRD)
             return
         self.rows.take(self.states, piece, self.space.of(piece))
-        kept, flat = self._kept(piece), wide_mRD.flatten(0, 1)
-        if kept is not None:
-            torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=kept)
-            flat.copy_(kept)
-        elif flat.dtype == self.dtype:
-            torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=flat)
-        else:
-            flat.copy_(torch.addmm(self.offset, self.narrow(piece), self.matrix.t()))
-        self.rows.blank(wide_mRD, piece)
-
-    def again(self, wide_mRD: Tensor, piece: slice) -> None:
-        """The rows of a piece that was projected before."""
-        kept = self._kept(piece)
-        if kept is None:
-            self.project(wide_mRD, piece)
-            return
-        self.rows.take(self.states, piece, self.space.of(piece))
-        wide_mRD.flatten(0, 1).copy_(kept)
+        flat, made = wide_mRD.flatten(0, 1), self._kept(piece)
+        if made is None or not again:
+            room = flat if made is None and flat.dtype == self.dtype else made
+            made = torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=room)
+        if made is not flat:
+            flat.copy_(made)
         self.rows.blank(wide_mRD, piece)
 
     def _kept(self, piece: slice) -> Tensor | None:

@@ -17,12 +17,13 @@ __all__ = ["Projected", "State"]
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    r"""A student layer in the teacher's width, without the tensor of that width.
+    r"""A student layer in the teacher's width, without the float32 tensor of that width.
 
     .. math:: Y = S W^\top + b
 
     `bert_emd.method.hidden_distances` takes it in place of a tensor and makes Y a few rows at a time, in forward and
-    again in backward; state, weight and bias get their gradients.
+    again in backward; under autocast its kept rows stay in 16 bits from forward to backward. State, weight and bias get
+    their gradients.
 
     Args:
         state: S, [B, L, d].

@@ -42,7 +42,8 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
     """
     workers = min(workers, len(pieces))
     if workers < 2:
-        return [work(list(pieces))]
+        with torch.no_grad():
+            return [work(list(pieces))]
     shares: list[list[T]] = [[] for _ in range(workers)]
     for i, piece in enumerate(pieces):
         turn, place = divmod(i, workers)
@@ -56,9 +57,12 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
             return work(share)
 
     pool = thread_pool()
+    waiting = [pool.submit(alone, share) for share in shares]
     try:
-        waiting = [pool.submit(alone, share) for share in shares]
-        wait(waiting)  # all of them, also where one fails: they write where the caller's tensors are
         return [found.result() for found in waiting]
     finally:
+        # Where one failed or the user interrupts, the others still write where the caller's tensors are.
+        for found in waiting:
+            found.cancel()
+        wait(waiting)
         torch.set_num_threads(threads)
