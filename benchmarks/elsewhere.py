@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Case, batch_of, build
+from benchmarks.harness import Case, batch_of, build, optimised
 from benchmarks.sides import reference
 from bert_emd.training.host import keep_freed_memory
 
 __all__ = ["Elsewhere"]
 
+# Seconds in which a process ends that has nothing more to do.
+_PATIENCE = 30.0
+
 
 class Elsewhere:
-    """Steps of the reference, AdamW included, in a fresh process for every so many.
+    """Steps of the reference, AdamW included, in a fresh process for every so many; ``with`` ends the last one.
 
     How the C library hands memory out is a setting of the whole process, and this package sets it: a reference beside
     it would profit. Left alone it depends on where blocks happen to lie, so one process is one chance.
@@ -44,11 +47,20 @@ class Elsewhere:
         self._left -= 1
         return self._ask(lengths)
 
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the process."""
+        """End the process: it stops when nobody asks any more, and is stopped if it does not."""
         if self._here is not None:
             self._here.close()
-            self._process.join()
+            self._process.join(_PATIENCE)
+            if self._process.is_alive():
+                self._process.terminate()
+                self._process.join()
             self._here = None
 
     def _start(self) -> None:
@@ -70,8 +82,7 @@ def _serve(there: Connection, case: Case, keep: bool, threads: int) -> None:
     if keep:
         keep_freed_memory()
     teacher, student = build(case)
-    step = reference(teacher, student)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-5)
+    step = optimised(student, reference(teacher, student), fused=False)
     while True:
         try:
             lengths = there.recv()
@@ -79,7 +90,5 @@ def _serve(there: Connection, case: Case, keep: bool, threads: int) -> None:
             return
         start = time.perf_counter()
         batch = batch_of(case, [*(min(n, case.length) for n in lengths), case.length])
-        optimizer.zero_grad(set_to_none=True)
         step({name: tensor[:-1] for name, tensor in batch.items()})
-        optimizer.step()
         there.send(time.perf_counter() - start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.elsewhere import Elsewhere
-from benchmarks.harness import CASES, Case, batch_of, build, interleaved
+from benchmarks.harness import CASES, Case, batch_of, build, interleaved, optimised
 from benchmarks.sides import distiller_of
 from bert_emd.method import Needs
 from bert_emd.models import Tap
@@ -84,9 +85,9 @@ def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str,
     ways = dict.fromkeys(_REFERENCES, random_order) | dict.fromkeys(_OURS, grouped)
     chosen = {way: _typical(b, lengths, sample) for way, b in ways.items()}
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        steps = _steps(case, lengths, chosen, Path(folder))
-        others = {way: Elsewhere(case, sample, keep=keep) for way, keep in _REFERENCES.items()}
+    with ExitStack() as stack:
+        steps = _steps(case, lengths, chosen, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        others = {way: stack.enter_context(Elsewhere(case, sample, keep=k)) for way, k in _REFERENCES.items()}
         turn = dict.fromkeys(ways, 0)
 
         def one(way: str) -> float | None:
@@ -98,8 +99,6 @@ def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str,
             return None
 
         seconds = interleaved({way: partial(one, way) for way in ways}, sample * repeats, warm_up=sample)
-        for other in others.values():
-            other.close()
     found = {}
     for way, batches in ways.items():
         passes = np.array(seconds[way]).reshape(repeats, sample).sum(1) * len(batches) / sample
@@ -119,16 +118,6 @@ def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str,
 
 def _steps(case: Case, lengths: list[int], chosen: dict[str, list[list[int]]], folder: Path) -> dict[str, Any]:
     from bert_emd.training.host import has_bf16
-
-    def optimised(module: Any, step: Any) -> Any:
-        optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5, fused=True)
-
-        def run(rows: list[int]) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            step(rows)
-            optimizer.step()
-
-        return run
 
     steps: dict[str, Any] = {}
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=has_bf16(gpu=False))
@@ -153,5 +142,5 @@ def _steps(case: Case, lengths: list[int], chosen: dict[str, list[list[int]]], f
                 loss = distiller(**batch_of(case, [lengths[i] for i in rows]), rows=places)["loss"]
             loss.backward()
 
-        steps[way] = optimised(distiller, step)
+        steps[way] = optimised(distiller, step, fused=True)
     return steps

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 __all__ = [
@@ -26,11 +26,15 @@ __all__ = [
     "build",
     "interleaved",
     "machine",
+    "optimised",
     "peak_of",
     "peak_rss",
     "reset_peak",
     "summary",
 ]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,18 @@ def batch_of(case: Case, lengths: list[int] | None = None) -> dict[str, Tensor]:
     ids = torch.randint(1000, 30000, (len(lengths), max(lengths)), generator=generator)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def optimised(module: nn.Module, step: Callable[[T], object], *, fused: bool) -> Callable[[T], None]:
+    """A step, and AdamW after it."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5, fused=fused)
+
+    def run(batch: T) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        step(batch)
+        optimizer.step()
+
+    return run
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:

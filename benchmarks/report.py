@@ -49,11 +49,12 @@ def _step(result: list[dict[str, Any]]) -> str:
 def _memory(result: list[dict[str, Any]]) -> str:
     rows = []
     for entry in result:
-        size = {name: f"{value / 2**20:.0f}" for name, value in entry["bytes"].items()}
-        over = entry["over lower bound plus tapped"]
-        rows.append([entry["case"]["name"], size["lower bound"], size["tapped teacher tensors"], size["bert-emd"],
-                     size["reference"], f"{over['bert-emd']:.2f}", f"{over['reference']:.2f}"])  # fmt: skip
-    header = ["teacher to student", "lower bound", "tapped tensors", "bert-emd", "reference",
+        size = {name.removesuffix(", bf16"): f"{value / 2**20:.0f}" for name, value in entry["bytes"].items()}
+        over = {s.removesuffix(", bf16"): f"{x:.2f}" for s, x in entry["over lower bound plus tapped"].items()}
+        rows.append([entry["case"]["name"], entry["precision"], size["lower bound"], size["tapped teacher tensors"],
+                     size["bert-emd"], size.get("reference", ""), over["bert-emd"],
+                     over.get("reference", "")])  # fmt: skip
+    header = ["teacher to student", "precision", "lower bound", "tapped tensors", "bert-emd", "reference",
               "bert-emd / (bound + tapped)", "reference / (bound + tapped)"]  # fmt: skip
     return "## Peak memory above the loaded models [MiB]\n\n" + _table(header, rows)
 

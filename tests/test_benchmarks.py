@@ -107,15 +107,13 @@ def test_the_reference_runs_in_a_fresh_process_for_every_pass() -> None:
     from benchmarks.harness import Case
 
     case = Case((2, 16, 2, 32), (1, 16, 2, 32), 2, 8)
-    other = Elsewhere(case, 2, keep=False)
-    try:
+    with Elsewhere(case, 2, keep=False) as other:
         processes = []
         for _ in range(4):
             assert 0 < other([5, 7]) < 60
             processes.append(other._process.pid)
         assert processes[0] == processes[1] != processes[2] == processes[3]
-    finally:
-        other.close()
+        assert other._process.is_alive()
     assert not other._process.is_alive()
 
 

@@ -510,15 +510,6 @@ class TestRefusals:
             attention_distances(student, teacher, mask)
 
 
-@pytest.fixture(params=["cpu", "device"])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way through the code of a CPU, and that of other devices, which never looks at a value."""
-    if request.param == "device":
-        for module in ("pair_sums", "hidden", "attention_pieces"):
-            monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "on_cpu", lambda _: False)
-    return str(request.param)
-
-
 class TestLargeTensors:
     """Beyond the size up to which everything is float64: products and differences in float32, piece by piece."""
 

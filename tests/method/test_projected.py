@@ -5,93 +5,31 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import reference
 import torch
 from layer_features import MASK, features, only_needed, options, total, with_gradient
+from projected_layers import (
+    BATCH,
+    KINDS,
+    LENGTH,
+    MASKS,
+    NARROW,
+    SIZES,
+    WIDE,
+    Seen,
+    Setting,
+    masks,
+    normal,
+    setting,
+    teacher_of,
+)
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from bert_emd.method import MAPPINGS, Projected, build_mapping, hidden_distances
-
-BATCH, LENGTH, NARROW, WIDE = 3, 7, 6, 10
-# Which projection each of three student layers has; None is a layer that is wide already.
-KINDS = {"shared": [0, 0, 0], "own": [0, 1, 2], "first-and-last": [0, 1, 0], "one-is-wide": [0, None, 1]}
-SIZES = {"small": (BATCH, LENGTH, NARROW, WIDE), "large": (8, 70, 40, 600)}
-
-
-def masks(batch: int, length: int) -> dict[str, Tensor | None]:
-    prefix = torch.arange(length) < (length - 2 * torch.arange(batch))[:, None]
-    return {"none": None, "ragged": prefix, "holes": prefix & (torch.arange(length) % 3 != 1)}
-
-
-MASKS = masks(BATCH, LENGTH)
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
-
-
-@dataclasses.dataclass
-class Setting:
-    """Leaves: three student states, the projections, and what each layer uses."""
-
-    kind: list[int | None]
-    states: list[Tensor]
-    layers: list[nn.Linear]
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [*self.states, *(p for layer in self.layers for p in layer.parameters())]
-
-    @property
-    def gradients(self) -> list[Tensor | None]:
-        return [leaf.grad for leaf in self.leaves]
-
-    def each(self, wide: Callable[[Tensor, nn.Linear], Any]) -> list[Any]:
-        pairs = zip(self.kind, self.states, strict=True)
-        return [state if k is None else wide(state, self.layers[k]) for k, state in pairs]
-
-    def inside(self) -> list[Any]:
-        return self.each(lambda state, layer: Projected(state, layer.weight, layer.bias))
-
-    def outside(self) -> list[Tensor]:
-        return self.each(lambda state, layer: layer(state))
-
-    def copy(self, dtype: torch.dtype) -> Setting:
-        states = [s.detach().clone().to(dtype).requires_grad_() for s in self.states]
-        made = []
-        for layer in self.layers:
-            new = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=dtype)
-            new.load_state_dict(layer.state_dict())
-            made.append(new)
-        return Setting(self.kind, states, made)
-
-
-def setting(kind: str = "shared", size: Sequence[int] = SIZES["small"], *, bias: bool = True) -> Setting:
-    batch, length, narrow, wide = size
-    uses = KINDS[kind]
-    torch.manual_seed(7)
-    layers = [nn.Linear(narrow, wide, bias=bias) for _ in range(len({k for k in uses if k is not None}))]
-    return Setting(uses, [
-        normal(i, batch, length, wide if k is None else narrow).mul_(1 + i / 2).requires_grad_()
-        for i, k in enumerate(uses)
-    ], layers)  # fmt: skip
-
-
-def teacher_of(made: Setting, noise: float | None) -> list[Tensor]:
-    """Four layers, the first three unlike the student's or nearly the same as its projected ones."""
-    wide = [y.detach() for y in made.copy(torch.float64).outside()]
-    if noise is not None:
-        wide = [y * (1 + noise * normal(40 + i, *y.shape)) for i, y in enumerate(wide)]
-    else:
-        wide = [normal(20 + i, *y.shape) * (1 + i / 3) for i, y in enumerate(wide)]
-    return [t.float() for t in (*wide, normal(30, *wide[0].shape))]
 
 
 def worst_relative(found: Tensor, expected: Tensor) -> float:
@@ -105,15 +43,6 @@ def assert_as_exact_as_the_loop(ours: Setting, loop: Setting, exact: Setting) ->
         assert truth.abs().max() > 0
         slack = 1e-6 * truth.abs().max()
         assert (found.double() - truth).abs().max() <= 3 * (plain.double() - truth).abs().max() + slack
-
-
-@pytest.fixture(params=["cpu", "device"])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way through the code of a CPU, and that of other devices, which never looks at a value."""
-    if request.param == "device":
-        for module in ("pair_sums", "hidden"):
-            monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "on_cpu", lambda _: False)
-    return str(request.param)
 
 
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,59 +217,6 @@ class TestPrecisions:
         for a, b in zip(ours.gradients, exact.gradients, strict=True):
             assert a.dtype == dtype
             torch.testing.assert_close(a.double(), b, rtol=torch.finfo(dtype).eps, atol=1e-6)
-
-
-class Seen(TorchDispatchMode):
-    """The largest tensor that is made (views of what was there before are not), and the precisions of products.
-
-    Mixing layers, as many columns as there are layers on both sides, is no product of the projection.
-    """
-
-    def __init__(self, *known: Tensor) -> None:
-        super().__init__()
-        self.known = {t.untyped_storage().data_ptr() for t in known}
-        self.largest = 0
-        self.products: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        products = torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_
-        if func.overloadpacket in products and args[0].shape != (3, 3 + 4):
-            self.products.add(args[-1].dtype)
-        return result
-
-
-class TestMemory:
-    SIZE = (4, 64, 8, 96)
-    WIDE_BYTES = 4 * 64 * 96 * 4
-
-    @pytest.mark.parametrize("mask", ["none", "ragged"])
-    @pytest.mark.parametrize("noise", [None, 1e-3])
-    @pytest.mark.parametrize("kind", ["shared", "own"])
-    def test_no_tensor_is_as_large_as_a_projected_layer(
-        self, kind: str, noise: float | None, mask: str, route: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
-        ours, kept = setting(kind, self.SIZE), []
-        teacher = teacher_of(ours, noise)
-        seen = Seen(*teacher, *ours.leaves)
-        with seen, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            hidden_distances(ours.inside(), teacher, masks(*self.SIZE[:2])[mask]).sum().backward()
-        narrow = self.SIZE[0] * self.SIZE[1] * self.SIZE[2] * 4
-        assert narrow <= seen.largest < self.WIDE_BYTES / 2
-        for tensor in kept:
-            assert tensor.numel() * 4 <= narrow or any(tensor is t for t in teacher)
-        assert len(kept) == len(ours.leaves) + len(teacher)
-
-    def test_that_is_seen_where_it_is(self) -> None:
-        ours = setting("shared", self.SIZE)
-        seen = Seen(*ours.leaves)
-        with seen:
-            hidden_distances(ours.outside(), teacher_of(ours, None)).sum().backward()
-        assert seen.largest >= self.WIDE_BYTES
 
 
 class TestTheClass:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bert_emd.method import Projected, Scores, attention_distances, hidden_distances
+from bert_emd.method.attention_pieces import Pieces
 from bert_emd.method.workers import shared_out, worker_count
 
 BATCH, LENGTH, HEADS, WIDTH, NARROW = 6, 24, 3, 8, 10
@@ -149,6 +150,26 @@ def test_under_autocast_the_projection_rounds_as_with_one_thread(threads: int) -
         assert (a - b).norm() <= 1e-2 * b.norm()
 
 
+class TestAttentionPieces:
+    @staticmethod
+    def pieces(shape: tuple[int, int, int, int], *, average: bool = False) -> Pieces:
+        pairs = [(torch.zeros(shape), torch.zeros(shape))] * 2
+        return Pieces(None, pairs[:1], pairs[1:], average)
+
+    @pytest.mark.parametrize(("batch", "length"), [(1, 512), (1, 90), (2, 90)])
+    def test_every_worker_has_one_where_there_are_as_many_heads(self, batch: int, length: int) -> None:
+        torch.set_num_threads(4)
+        assert len(list(self.pieces((batch, 8, length, 64)))) >= 4
+
+    def test_fewer_workers_where_the_scores_of_all_would_not_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.set_num_threads(4)
+        monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_MOST_SCORES", 2 * 400**2 * 3)
+        found = [self.pieces((2, 2, length, 64), average=True).workers for length in (300, 400, 500, 4000)]
+        assert found == [4, 3, 1, 1]
+        # d x d products make no scores.
+        assert self.pieces((2, 2, 4000, 64)).workers == 4
+
+
 def test_in_inference_mode(threads: int) -> None:
     leaves, ours, _ = projected(MASK)
     with torch.autocast("cpu", torch.bfloat16):
@@ -174,9 +195,27 @@ class TestSharedOut:
 
     def test_one_piece_is_done_here(self) -> None:
         torch.set_num_threads(3)
-        assert shared_out([5], lambda _: (threading.get_ident(), torch.get_num_threads()), 3) == [
-            (threading.get_ident(), 3)
-        ]
+
+        def work(_: Sequence[int]) -> tuple[int, int, bool]:
+            return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+
+        assert shared_out([5], work, 3) == [(threading.get_ident(), 3, False)]
+        assert torch.is_grad_enabled()
+
+    def test_where_one_fails_the_others_have_ended(self) -> None:
+        torch.set_num_threads(2)
+        ended = []
+
+        def work(share: Sequence[int]) -> None:
+            if share[0] == 0:
+                raise ValueError("at once")
+            time.sleep(0.2)
+            ended.append(torch.get_num_threads())
+
+        with pytest.raises(ValueError, match="at once"):
+            shared_out([0, 1], work, 2)
+        assert ended == [1]
+        assert torch.get_num_threads() == 2
 
     def test_an_error_is_the_callers_and_the_threads_are_as_before(self) -> None:
         torch.set_num_threads(2)

@@ -1,0 +1,73 @@
+"""What layers that are projected inside the distances take room for."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+
+import pytest
+import torch
+from projected_layers import Seen, masks, setting, teacher_of
+
+from bert_emd.method import hidden_distances
+
+
+class TestMemory:
+    SIZE = (4, 64, 8, 96)
+    WIDE_BYTES = 4 * 64 * 96 * 4
+
+    @pytest.mark.parametrize("mask", ["none", "ragged"])
+    @pytest.mark.parametrize("noise", [None, 1e-3])
+    @pytest.mark.parametrize("kind", ["shared", "own"])
+    def test_no_tensor_is_as_large_as_a_projected_layer(
+        self, kind: str, noise: float | None, mask: str, route: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
+        ours, kept = setting(kind, self.SIZE), []
+        teacher = teacher_of(ours, noise)
+        seen = Seen(*teacher, *ours.leaves)
+        with seen, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            hidden_distances(ours.inside(), teacher, masks(*self.SIZE[:2])[mask]).sum().backward()
+        narrow = self.SIZE[0] * self.SIZE[1] * self.SIZE[2] * 4
+        assert narrow <= seen.largest < self.WIDE_BYTES / 2
+        for tensor in kept:
+            assert tensor.numel() * 4 <= narrow or any(tensor is t for t in teacher)
+        assert len(kept) == len(ours.leaves) + len(teacher)
+
+    @pytest.mark.parametrize("mask", ["none", "ragged"])
+    def test_under_autocast_16_bits_of_the_kept_rows_stay_until_backward(self, mask: str) -> None:
+        ours, saved = setting("shared", self.SIZE), []
+        teacher, keep = teacher_of(ours, None), masks(*self.SIZE[:2])[mask]
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(weakref.ref(t)) or t, lambda t: t)
+        with torch.autocast("cpu", torch.bfloat16), hooks:
+            cost = hidden_distances(ours.inside(), teacher, keep).sum()
+        (wide,) = (t for ref in saved if (t := ref()) is not None and t.dtype == torch.bfloat16)
+        # Few padded rows are zeroed rather than left out.
+        rows = self.SIZE[0] * self.SIZE[1]
+        fewest = rows if keep is None else int(keep.sum())
+        assert fewest <= wide.numel() / (3 * 96) <= rows
+        assert wide.untyped_storage().nbytes() == wide.numel() * 2
+        kept = weakref.ref(wide)
+        del wide
+        cost.backward()
+        assert cost.grad_fn is not None
+        assert kept() is None
+
+    @pytest.mark.parametrize("reason", ["no_grad", "nothing asks"])
+    def test_nothing_stays_where_no_backward_follows(self, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
+        ours = setting("shared", self.SIZE)
+        teacher = teacher_of(ours, None)
+        seen = Seen(*teacher, *ours.leaves)
+        for leaf in ours.leaves:
+            leaf.requires_grad_(reason == "no_grad")
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(reason != "no_grad"), seen:
+            hidden_distances(ours.inside(), teacher)
+        assert seen.largest < self.WIDE_BYTES / 2
+
+    def test_that_is_seen_where_it_is(self) -> None:
+        ours = setting("shared", self.SIZE)
+        seen = Seen(*ours.leaves)
+        with seen:
+            hidden_distances(ours.outside(), teacher_of(ours, None)).sum().backward()
+        assert seen.largest >= self.WIDE_BYTES
