@@ -156,8 +156,8 @@ class TestAttentionPieces:
         pairs = [(torch.zeros(shape), torch.zeros(shape))] * 2
         return Pieces(None, pairs[:1], pairs[1:], average)
 
-    @pytest.mark.parametrize(("batch", "length"), [(1, 512), (1, 90), (2, 90)])
-    def test_every_worker_has_one_where_there_are_as_many_heads(self, batch: int, length: int) -> None:
+    @pytest.mark.parametrize(("batch", "length"), [(1, 512), (1, 90), (2, 90), (4, 9), (32, 9)])
+    def test_every_worker_has_one_where_there_are_as_many_heads_or_rows(self, batch: int, length: int) -> None:
         torch.set_num_threads(4)
         assert len(list(self.pieces((batch, 8, length, 64)))) >= 4
 

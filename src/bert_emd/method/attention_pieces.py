@@ -17,11 +17,11 @@ from torch import Tensor
 
 from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
 from bert_emd.method.scores import QueryKey, Scores
-from bert_emd.method.workers import worker_count
+from bert_emd.method.workers import piece_of_worker, worker_count
 
 __all__ = ["Layer", "Piece", "Pieces", "Side"]
 
-# Elements of all layers' scores in one piece: a CPU's cache, or enough to fill a GPU.
+# Elements of all layers' scores in one piece: about a CPU's cache, with few calls, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
 # The same for queries and keys where no scores are made: large products are fewer calls.
 _PIECE_OF_PRODUCTS = 1 << 24
@@ -121,8 +121,7 @@ class Pieces:
         self._widths = sum(widths[: len(student)]), sum(widths[len(student) :])
         self.workers = self._threads()
         """Among how many threads the pieces are shared out."""
-        # Together the workers' pieces fill the cache.
-        self._most = max(1, _PIECE["cpu"] // self.workers)
+        self._most = piece_of_worker(_PIECE["cpu"], self.workers)
 
     def _threads(self) -> int:
         """As many as torch has, where their scores of the longest row fit."""
@@ -169,6 +168,7 @@ class Pieces:
 
     def _groups(self) -> Iterator[list[int]]:
         """Rows of like length that are taken together, the longest first; rows with holes alone."""
+        most = -(-self.batch // self.workers)  # groups for every worker
         group: list[int] = []
         used = longest = 0
         widest = max(self._widths) // max(1, self._layers // 2)
@@ -183,7 +183,8 @@ class Pieces:
                 continue
             padded = (len(group) + 1) * longest**2
             matrices = self._layers * (1 if self.average else self.heads)
-            if group and padded <= _PADDING * (used + length**2) and padded * matrices <= self._most:
+            fits = padded <= _PADDING * (used + length**2) and padded * matrices <= self._most
+            if 0 < len(group) < most and fits:
                 group.append(row)
                 used += length**2
                 continue

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from bert_emd.method.pair_sums import is_small, on_cpu
-from bert_emd.method.workers import worker_count
+from bert_emd.method.workers import piece_of_worker, worker_count
 
 __all__ = ["Rows", "Space"]
 
-# Elements of all layers' rows in one piece: a CPU's cache, or enough to fill a GPU.
+# Elements of all layers' rows in one piece: about a CPU's cache, with few calls, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
 # With this part of the rows kept or more, padding is zeroed instead of left out: rows in their order are copied faster.
 _FULL = 0.85
@@ -53,8 +53,8 @@ class Rows:
             self.count = self.total - self.dropped.sum()
         self.small = is_small(self.count * self.width if self.on_cpu else self.total * self.width)
         self.workers = worker_count() if self.on_cpu else 1
-        """Among how many threads the pieces are shared out; together their pieces fill the cache."""
-        most = _PIECE["cpu"] // self.workers if self.on_cpu else _PIECE["other"]
+        """Among how many threads the pieces are shared out."""
+        most = piece_of_worker(_PIECE["cpu"], self.workers) if self.on_cpu else _PIECE["other"]
         self.step = max(1, min(most // (self.width * layers), -(-self.total // self.workers)))
 
     def precise(self) -> Rows:

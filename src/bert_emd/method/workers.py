@@ -14,7 +14,10 @@ import torch
 
 from bert_emd.processes import MOST_THREADS, thread_pool
 
-__all__ = ["shared_out", "worker_count"]
+__all__ = ["piece_of_worker", "shared_out", "worker_count"]
+
+# Elements of the pieces that all workers together have at hand (128 MiB of float32).
+_TOGETHER = 1 << 25
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +29,15 @@ def worker_count() -> int:
     if "backend: OpenMP" not in torch.__config__.parallel_info():
         return 1
     return min(torch.get_num_threads(), MOST_THREADS)
+
+
+def piece_of_worker(elements: int, workers: int) -> int:
+    """How many elements a worker's piece may have: so many, and fewer where many workers would hold too much.
+
+    >>> piece_of_worker(1000, 2), piece_of_worker(1 << 22, 16) == 1 << 21
+    (1000, True)
+    """
+    return max(1, min(elements, _TOGETHER // workers))
 
 
 def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: int) -> list[R]:
