@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_emd.method.attention_pieces import Layer, Piece, Pieces
+from bert_emd.method.attention_pieces import Layer, Piece, Pieces, Run
 from bert_emd.method.pair_sums import pair_sums, result_dtype, too_close, used_layers
 from bert_emd.method.scores import QueryKey, Scores
 from bert_emd.method.workers import shared_out
@@ -87,8 +87,9 @@ class AttentionDistances(torch.autograd.Function):
                 if piece.products:
                     _backward_by_products(own, student, teacher, weights_MN, sides, piece)
                 else:
-                    scores = own.scores([*student, *teacher], piece, there)
-                    _backward_by_scores(own, student, scores, weights_MN, sides, piece)
+                    runs = own.runs(student, piece, "student")
+                    scores = own.scores([*runs, *own.runs(teacher, piece, "teacher")], piece, there)
+                    _backward_by_scores(own, runs, scores, weights_MN, sides, piece)
 
         with torch.autocast(flat[0].device.type, enabled=False):
             shared_out(list(pieces), write, pieces.workers)
@@ -109,7 +110,7 @@ def _sums(
         if piece.products:
             total_MN += _by_products(pieces, layers, piece, m, squares_N)
             continue
-        scores = pieces.scores(layers, piece, range(given)).flatten(1)
+        scores = pieces.scores(pieces.runs(layers, piece, "all"), piece, range(given)).flatten(1)
         total_MN += pair_sums(scores[:m], scores[m:], small=pieces.small, squares_N=squares_N if squares else None)
         if pieces.small and pieces.on_cpu:
             norms += torch.linalg.vector_norm(scores, dim=1).double().square()
@@ -124,31 +125,40 @@ def _in_float64(mask: Tensor | None, student: QueryKey, teacher: QueryKey | Scor
     layers = [Layer(pieces, pair) for pair in wide]
     total = torch.zeros((), dtype=torch.float64)
     for piece in pieces:
-        one, other = pieces.scores(layers, piece, [0] if isinstance(teacher, Scores) else ())
+        runs = pieces.runs(layers, piece, "pair")
+        one, other = pieces.scores(runs, piece, [0] if isinstance(teacher, Scores) else ())
         total += (one - other).square_().sum() * pieces.unit**2
     return total
 
 
 def _backward_by_scores(
     pieces: Pieces,
-    student: Sequence[Layer],
+    student: Sequence[Run],
     scores: Tensor,
     weights_MN: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: Piece,
 ) -> None:
     """With A = QKᵀ/√d: dA_i = Σ_j g_ij (A_i - A_j), then dQ = dA K/√d and dK = dAᵀ Q/√d."""
-    factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for layer in student])
+    counts = [len(run.layers) for run in student]
+    factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for run in student for layer in run.layers])
     mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(scores.dtype)
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
-    grad_scores = pieces.space("grad", (len(student), *scores.shape[1:]))
+    grad_scores = pieces.space("grad", (sum(counts), *scores.shape[1:]))
     torch.mm(mix, scores.flatten(1), out=grad_scores.flatten(1))
-    for layer, grads, da in zip(student, sides, grad_scores, strict=True):
-        for grad, other, d in zip(grads, (layer.key, layer.query), (da, da.transpose(1, 2)), strict=True):
-            if grad is not None:
-                x = pieces.take(other, piece, pieces.room("query", other, piece))
-                found = pieces.room("found", other, piece)
-                pieces.give(grad, torch.bmm(d, x, out=found), piece)
+    places = torch.split(grad_scores, counts)
+    start = 0
+    for run, count, grad in zip(student, counts, places, strict=True):
+        da = grad.flatten(0, 1)
+        for side, (d, other) in enumerate(((da, run.key), (da.transpose(1, 2), run.query))):
+            wanted = [pair[side] for pair in sides[start : start + count]]
+            if all(to is None for to in wanted):
+                continue
+            found = torch.bmm(d, other, out=pieces.space("found", tuple(other.shape)))
+            for to, values in zip(wanted, found.chunk(count), strict=True):
+                if to is not None:
+                    pieces.give(to, values, piece)
+        start += count
 
 
 def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor) -> Tensor:
@@ -170,7 +180,7 @@ def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, 
     cross_MN = torch.stack([torch.stack([b.sum() for b in row]) for row in blocks]) * torch.outer(*factors)
     total_MN = norms[:m, None] + norms[m:] - 2 * cross_MN
     for i, j in too_close(total_MN, norms[:m], norms[m:], _TOO_CLOSE_BY_PRODUCTS):
-        scores = pieces.scores([layers[i], layers[m + j]], piece).flatten(1)
+        scores = pieces.scores(pieces.runs([layers[i], layers[m + j]], piece, "pair"), piece).flatten(1)
         total_MN[i, j] = pair_sums(scores[:1], scores[1:])[0, 0] * pieces.unit**2
     return total_MN / pieces.unit**2
 

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
 from bert_emd.method.scores import QueryKey, Scores
 from bert_emd.method.workers import piece_of_worker, worker_count
 
-__all__ = ["Layer", "Piece", "Pieces", "Side"]
+__all__ = ["Layer", "Piece", "Pieces", "Run", "Side"]
 
-# Elements of all layers' scores in one piece: about a CPU's cache, with few calls, or enough to fill a GPU.
+# Elements of all layers' scores in one piece, and of the queries and keys that are copied for them: about a CPU's
+# cache, with few calls, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
 # The same for queries and keys where no scores are made: large products are fewer calls.
 _PIECE_OF_PRODUCTS = 1 << 24
@@ -52,6 +54,17 @@ class Layer:
     def __init__(self, pieces: Pieces, pair: QueryKey) -> None:
         self.factor = pieces.factor_of(pair[0])
         self.query, self.key = (Side(tensor, rows=pieces.on_cpu) for tensor in pair)
+        self.shape = pair[0].shape[1], pair[0].shape[3]
+        """H and d."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A piece's queries and keys of m layers that follow each other, [m·n, l, d]: one product serves them all."""
+
+    layers: Sequence[Layer]
+    query: Tensor
+    key: Tensor
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class Pieces:
             if products:
                 step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
             elif not self.average:
-                step = max(1, min(step, self._most // (self._layers * length**2)))
+                step = max(1, min(step, self._most // self._size(length, copied=self._copied)))
             if not self.average:
                 # Pieces for every worker, where there are that many heads.
                 step = max(1, min(step, self.heads * self.batch // self.workers))
@@ -181,9 +194,9 @@ class Pieces:
             if alone or not self._starts_with_all(row):
                 yield [row]
                 continue
-            padded = (len(group) + 1) * longest**2
-            matrices = self._layers * (1 if self.average else self.heads)
-            fits = padded <= _PADDING * (used + length**2) and padded * matrices <= self._most
+            rows = len(group) + 1
+            size = rows * (1 if self.average else self.heads) * self._size(longest, copied=True)
+            fits = rows * longest**2 <= _PADDING * (used + length**2) and size <= self._most
             if 0 < len(group) < most and fits:
                 group.append(row)
                 used += length**2
@@ -193,6 +206,11 @@ class Pieces:
             group, used, longest = [row], length**2, length
         if group:
             yield group
+
+    def _size(self, length: int, *, copied: bool) -> int:
+        """Elements that all layers have in one of a piece's matrices: scores, and what is copied for them."""
+        width = sum(self._widths) * (self.heads if self.average else 1)
+        return self._layers * length**2 + (2 * width * length if copied else 0)
 
     def _starts_with_all(self, row: int) -> bool:
         return self.kept is None or bool(self.kept[row, : self._lengths[row]].all())
@@ -207,10 +225,10 @@ class Pieces:
         student, teacher = self._widths
         return length > 2 * student * teacher / (student + teacher)
 
-    def take(self, side: Side, piece: Piece, room: Tensor | None = None) -> Tensor:
+    def take(self, side: Side, piece: Piece) -> Tensor:
         """The piece's matrices [n, l, d], or [n, l, H·d] for head averages: Σ_h Q_h K_hᵀ is one product over all.
 
-        Where they have to be copied, it is into the room of this shape, if there is any.
+        On a CPU a piece of one row.
         """
         if not self.on_cpu:
             x: Tensor = side.tensor[piece.rows].to(self.dtype)
@@ -218,46 +236,51 @@ class Pieces:
                 # Not a product with zero: padding may hold anything.
                 x = x.masked_fill(~self.kept[piece.rows, None, :, None], 0)
             return x.transpose(1, 2).flatten(2) if self.average else x.flatten(0, 1)
-        if len(piece.lengths) > 1:
-            assert room is not None  # d x d products, which are taken without, have one row
-            return self._together(side, piece, room)
-        assert isinstance(piece.rows, slice)
-        x = side.rows[piece.rows.start]
-        if not self.average and piece.heads.stop - piece.heads.start < self.heads:
-            x = x[piece.heads]
+        (x,) = self._views(side, piece)
+        x = x.to(self.dtype)
+        return x.transpose(0, 1).flatten(1).unsqueeze(0) if self.average else x
+
+    def _views(self, side: Side, piece: Piece) -> list[Tensor]:
+        """A CPU's: the piece's rows, each [heads, l, d] with what is behind it up to the longest."""
+        rows = range(piece.rows.start, piece.rows.stop) if isinstance(piece.rows, slice) else piece.rows
+        views = [side.rows[row] for row in rows]
+        if piece.heads.stop - piece.heads.start < self.heads and not self.average:
+            views = [x[piece.heads] for x in views]
         if piece.index is not None:
-            x = x.index_select(1, piece.index)
-        elif piece.length < self.length:
-            x = x[:, : piece.length]
-        if self.average:
-            return x.to(self.dtype).transpose(0, 1).flatten(1).unsqueeze(0)
-        if x.dtype == self.dtype:
-            return x
-        return x.to(self.dtype) if room is None else room.copy_(x)
+            return [x.index_select(1, piece.index) for x in views]
+        return [x[:, : piece.length] for x in views] if piece.length < self.length else views
 
-    def _together(self, side: Side, piece: Piece, room: Tensor) -> Tensor:
-        """Several rows, what is behind the shorter ones zeroed."""
-        _, heads, _, width = side.tensor.shape
-        count, length = len(piece.lengths), piece.length
+    def runs(self, layers: Sequence[Layer], piece: Piece, name: str) -> list[Run]:
+        """The queries and keys of these layers, in few tensors where they have to be copied anyway.
+
+        The space that is copied to has this name and is used again by the next piece.
+        """
+        if not self.on_cpu or (len(piece.lengths) == 1 and not self._copied):
+            return [Run([layer], self.take(layer.query, piece), self.take(layer.key, piece)) for layer in layers]
+        found = []
+        for _, group in groupby(layers, lambda layer: layer.shape):
+            run = list(group)
+            names = (f"{name} {len(found)} {side}" for side in ("queries", "keys"))
+            sides = [layer.query for layer in run], [layer.key for layer in run]
+            found.append(Run(run, *(self._together(x, piece, n) for x, n in zip(sides, names, strict=True))))
+        return found
+
+    def _together(self, sides: Sequence[Side], piece: Piece, name: str) -> Tensor:
+        """`take`'s matrices of several layers, copied, what is behind the shorter rows zeroed."""
+        _, heads, _, width = sides[0].tensor.shape
+        count, b, length = len(sides), len(piece.lengths), piece.length
         if self.average:
-            out = room.view(count, length, heads, width).transpose(1, 2)
+            space = self.space(name, (count * b, length, heads * width))
+            out = space.view(count * b, length, heads, width).transpose(1, 2)
         else:
-            out = room.view(count, heads, length, width)
-        if isinstance(piece.rows, slice):
-            out.copy_(side.tensor[piece.rows, :, :length])
-        else:
-            for place, row in zip(out, piece.rows, strict=True):
-                place.copy_(side.rows[row][:, :length])
-        for place, kept in zip(out, piece.lengths, strict=True):
+            heads = piece.heads.stop - piece.heads.start
+            space = self.space(name, (count * b * heads, length, width))
+            out = space.view(count * b, heads, length, width)
+        torch.stack([view for side in sides for view in self._views(side, piece)], out=out)
+        for place, kept in enumerate(piece.lengths):
             if kept < length:
-                place[:, kept:] = 0
-        return out.transpose(1, 2).flatten(2) if self.average else out.flatten(0, 1)
-
-    def room(self, name: str, side: Side, piece: Piece) -> Tensor:
-        """Room for `take`'s matrices."""
-        _, heads, _, width = side.tensor.shape
-        n = self._matrices(piece)
-        return self.space(name, (n, piece.length, width * (heads if self.average else 1)))
+                out[place::b, :, kept:] = 0
+        return space
 
     def _matrices(self, piece: Piece) -> int:
         return len(piece.lengths) * (1 if self.average else piece.heads.stop - piece.heads.start)
@@ -279,29 +302,23 @@ class Pieces:
         else:
             grad_BHLd[piece.rows, heads].index_copy_(2, piece.index, values)
 
-    def scores(self, layers: Sequence[Layer], piece: Piece, teacher: Sequence[int] = ()) -> Tensor:
+    def scores(self, runs: Sequence[Run], piece: Piece, teacher: Sequence[int] = ()) -> Tensor:
         """Q Kᵀ/√d of a piece over `unit`, [layers, n, l, l]; the space is used again by the next piece.
 
         Behind them come those layers of the teacher whose scores are there already.
         """
-        count = len(layers) + len(teacher)
-        found = self.space("scores", (count, self._matrices(piece), piece.length, piece.length))
+        counts = [len(run.layers) for run in runs]
+        shape = self._matrices(piece), piece.length, piece.length
+        found = self.space("scores", (sum(counts) + len(teacher), *shape))
         if teacher:
-            self._copy(teacher, piece, found[len(layers) :])
-        rooms: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        for scores, layer in zip(found.unbind(0), layers, strict=False):
-            shape = layer.query.tensor.shape[1], layer.query.tensor.shape[3]
-            if shape not in rooms:
-                names = f"query {shape}", f"key {shape}"
-                rooms[shape] = self.room(names[0], layer.query, piece), self.room(names[1], layer.key, piece)
-            query, key = (
-                self.take(side, piece, room) for side, room in zip((layer.query, layer.key), rooms[shape], strict=True)
-            )
-            if layer.factor == self.unit:
-                torch.bmm(query, key.transpose(1, 2), out=scores)
+            self._copy(teacher, piece, found[sum(counts) :])
+        for scores, run in zip(torch.split(found[: sum(counts)], counts), runs, strict=True):
+            out, key = scores.flatten(0, 1), run.key.transpose(1, 2)
+            factor = run.layers[0].factor / self.unit
+            if factor == 1:
+                torch.bmm(run.query, key, out=out)
             else:
-                factor = layer.factor / self.unit
-                torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=factor, out=scores)
+                torch.baddbmm(out, run.query, key, beta=0, alpha=factor, out=out)
         return found
 
     def _copy(self, layers: Sequence[int], piece: Piece, out: Tensor) -> None:
