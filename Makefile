@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: $(VENV)/.installed  ## a teacher, a student with half its layers, and what it won (about 3 minutes after installation)
 	$(BIN)/bert-emd quickstart
 
-test: $(VENV)/.installed-dev  ## the test suite (about 5 minutes on two cores)
+test: $(VENV)/.installed-dev  ## the test suite (about 8 minutes on two cores)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.installed-dev  ## the checks that take minutes each
