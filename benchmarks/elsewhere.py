@@ -61,7 +61,7 @@ class Elsewhere:
             if self._process.is_alive():
                 self._process.terminate()
                 self._process.join()
-            self._here = None
+            self._here, self._left = None, 0
 
     def _start(self) -> None:
         spawning = multiprocessing.get_context("spawn")

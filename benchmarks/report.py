@@ -51,8 +51,8 @@ def _memory(result: list[dict[str, Any]]) -> str:
     for entry in result:
         size = {name.removesuffix(", bf16"): f"{value / 2**20:.0f}" for name, value in entry["bytes"].items()}
         over = {s.removesuffix(", bf16"): f"{x:.2f}" for s, x in entry["over lower bound plus tapped"].items()}
-        rows.append([entry["case"]["name"], entry["precision"], size["lower bound"], size["tapped teacher tensors"],
-                     size["bert-emd"], size.get("reference", ""), over["bert-emd"],
+        rows.append([entry["case"]["name"], entry.get("precision", "float32"), size["lower bound"],
+                     size["tapped teacher tensors"], size["bert-emd"], size.get("reference", ""), over["bert-emd"],
                      over.get("reference", "")])  # fmt: skip
     header = ["teacher to student", "precision", "lower bound", "tapped tensors", "bert-emd", "reference",
               "bert-emd / (bound + tapped)", "reference / (bound + tapped)"]  # fmt: skip

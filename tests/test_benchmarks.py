@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,36 @@ def test_the_batches_that_are_timed_are_typical_of_the_epoch() -> None:
         assert len(chosen) == sample
         assert all(batch in batches for batch in chosen)
         assert tokens(chosen) == pytest.approx(tokens(batches), rel=0.03)
+
+
+def test_the_tapped_tensors_are_counted_as_the_model_makes_them() -> None:
+    from benchmarks.harness import Case
+    from benchmarks.step import _tapped
+
+    case = Case((3, 16, 2, 32), (1, 16, 2, 32), 2, 8)
+    wide = (3 * 3 + 1) * 2 * 8 * 16
+    assert _tapped(case, bf16=False) == 4 * wide
+    # Queries and keys have 16 bits; hidden states have what the layer norms make.
+    assert 2 * wide <= _tapped(case, bf16=True) < 4 * wide
+
+
+def test_memory_has_a_row_for_each_precision() -> None:
+    from benchmarks.report import markdown
+
+    def entry(ending: str, **more: int) -> dict[str, Any]:
+        sizes = {f"lower bound{ending}": 4 << 20, f"bert-emd{ending}": 6 << 20} | more
+        over = {side: size / (5 << 20) for side, size in sizes.items() if "bound" not in side}
+        return {
+            "case": {"name": "a case"},
+            "precision": ending[2:] or "float32",
+            "bytes": sizes | {"tapped teacher tensors": 1 << 20},
+            "over lower bound plus tapped": over,
+        }
+
+    where = {"processor": "p", "threads": 1, "cores": 1, "torch": "2", "matrix_product_gflops": 1}
+    found = markdown({"memory": {"machine": where, "result": [entry("", reference=10 << 20), entry(", bf16")]}})
+    assert "| a case | float32 | 4 | 1 | 6 | 10 | 1.20 | 2.00 |" in found
+    assert "| a case | bf16 | 4 | 1 | 6 |  | 1.20 |  |" in found
 
 
 def test_the_reference_runs_in_a_fresh_process_for_every_pass() -> None:

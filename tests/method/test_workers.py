@@ -157,7 +157,7 @@ class TestAttentionPieces:
         return Pieces(None, pairs[:1], pairs[1:], average)
 
     @pytest.mark.parametrize(("batch", "length"), [(1, 512), (1, 90), (2, 90), (4, 9), (32, 9)])
-    def test_every_worker_has_one_where_there_are_as_many_heads_or_rows(self, batch: int, length: int) -> None:
+    def test_every_worker_has_one_where_there_are_enough_heads_or_rows(self, batch: int, length: int) -> None:
         torch.set_num_threads(4)
         assert len(list(self.pieces((batch, 8, length, 64)))) >= 4
 
@@ -166,8 +166,34 @@ class TestAttentionPieces:
         monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_MOST_SCORES", 2 * 400**2 * 3)
         found = [self.pieces((2, 2, length, 64), average=True).workers for length in (300, 400, 500, 4000)]
         assert found == [4, 3, 1, 1]
-        # d x d products make no scores.
-        assert self.pieces((2, 2, 4000, 64)).workers == 4
+
+    def test_that_is_so_for_the_worst_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Products make the scores of two layers at a time, where a pair nearly agrees."""
+        torch.set_num_threads(4)
+        monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_MOST_SCORES", 2 * 4 * 400**2)
+        assert self.pieces((2, 2, 400, 64)).workers == 4
+        assert self.pieces((2, 2, 500, 64)).workers == 2
+        # Of 12 layers: 400 tokens by products, 150 by scores.
+        pairs = [(torch.zeros(2, 8, 400, 26),) * 2] * 4 + [(torch.zeros(2, 8, 400, 64),) * 2] * 12
+        lengths = torch.tensor([[400], [150]])
+        mixed = Pieces(torch.arange(400) < lengths, pairs[:4], pairs[4:], False)
+        assert {piece.products for piece in mixed} == {True, False}
+        assert mixed.workers == 2 * 4 * 400**2 // (16 * 150**2)
+
+
+def test_where_float32_is_too_rough_every_worker_stops_at_its_first_piece(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seen = sys.modules["bert_emd.method.hidden"], []
+    original = module.pair_sums
+    monkeypatch.setattr(module, "pair_sums", lambda s, *a, **k: seen.append(s.dtype) or original(s, *a, **k))
+    state, weight = normal(1, BATCH, LENGTH, NARROW), normal(2, WIDTH * HEADS, NARROW)
+    teacher = [(state.double() @ weight.double().T).float()]
+    cost = hidden_distances([Projected(state, weight)], teacher)
+    assert seen.count(torch.float32) == threads
+    assert seen.count(torch.float64) > threads
+    truth = reference.hidden_costs([state.double() @ weight.double().T], [t.double() for t in teacher])
+    torch.testing.assert_close(cost.double(), truth, rtol=1e-6, atol=0)
 
 
 def test_in_inference_mode(threads: int) -> None:

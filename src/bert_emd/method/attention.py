@@ -1,8 +1,8 @@
 """The attention distances and their gradient, streamed over pieces of the batch that fit a cache.
 
-Two routes give the same numbers: the scores themselves, layer at a time, or d x d products of queries and keys, which
-never make a score and win on long rows. Legend: B batch, L tokens, H heads, d head width, M student layers, N teacher
-layers; a piece holds n matrices (heads of one row, or of several) of length l.
+Two routes give the same numbers: the scores themselves, of all layers of a piece, or d x d products of queries and
+keys, which make a score only for pairs that nearly agree, and win on long rows. Legend: B batch, L tokens, H heads, d
+head width, M student layers, N teacher layers; a piece holds n matrices (heads of one row, or of several) of length l.
 """
 
 from __future__ import annotations

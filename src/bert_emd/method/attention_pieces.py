@@ -132,18 +132,18 @@ class Pieces:
         self._spaces: dict[str, Tensor] = {}
         widths = [q.shape[3] for q, _ in pairs]
         self._widths = sum(widths[: len(student)]), sum(widths[len(student) :])
+        self._all_heads = sum(q.shape[1] * q.shape[3] for q, _ in pairs)
         self.workers = self._threads()
         """Among how many threads the pieces are shared out."""
         self._most = piece_of_worker(_PIECE["cpu"], self.workers)
 
     def _threads(self) -> int:
-        """As many as torch has, where their scores of the longest row fit."""
+        """As many as torch has, where the scores that each may have to make at once fit."""
         if not self.on_cpu:
             return 1
-        longest = max(self._lengths, default=0)
-        if self._products_win(longest):
-            return worker_count()
-        return max(1, min(worker_count(), _MOST_SCORES // max(1, self._layers * longest**2)))
+        # Products make the scores of two layers where a pair nearly agrees.
+        most = max(((2 if self._products_win(n) else self._layers) * n**2 for n in self._lengths), default=0)
+        return max(1, min(worker_count(), _MOST_SCORES // max(1, most)))
 
     def factor_of(self, query: Tensor) -> float:
         """1/√d, over the number of heads where their mean is compared."""
@@ -151,7 +151,8 @@ class Pieces:
 
     def __iter__(self) -> Iterator[Piece]:
         if not self.on_cpu:
-            step = max(1, _PIECE["other"] // (self._layers * self.heads * self.length**2))
+            matrices = 1 if self.average else self.heads
+            step = max(1, _PIECE["other"] // (matrices * self._size(self.length, copied=True)))
             for start in range(0, self.batch, step):
                 stop = min(start + step, self.batch)
                 yield Piece(slice(start, stop), slice(0, self.heads), (self.length,) * (stop - start))
@@ -170,7 +171,7 @@ class Pieces:
             if products:
                 step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
             elif not self.average:
-                step = max(1, min(step, self._most // self._size(length, copied=self._copied)))
+                step = max(1, min(step, self._most // self._size(length, copied=self._copied or index is not None)))
             if not self.average:
                 # Pieces for every worker, where there are that many heads.
                 step = max(1, min(step, self.heads * self.batch // self.workers))
@@ -181,7 +182,7 @@ class Pieces:
 
     def _groups(self) -> Iterator[list[int]]:
         """Rows of like length that are taken together, the longest first; rows with holes alone."""
-        most = -(-self.batch // self.workers)  # groups for every worker
+        most = -(-self.batch // self.workers)  # rows of one worker's fair share
         group: list[int] = []
         used = longest = 0
         widest = max(self._widths) // max(1, self._layers // 2)
@@ -209,7 +210,7 @@ class Pieces:
 
     def _size(self, length: int, *, copied: bool) -> int:
         """Elements that all layers have in one of a piece's matrices: scores, and what is copied for them."""
-        width = sum(self._widths) * (self.heads if self.average else 1)
+        width = self._all_heads if self.average else sum(self._widths)
         return self._layers * length**2 + (2 * width * length if copied else 0)
 
     def _starts_with_all(self, row: int) -> bool:
@@ -344,7 +345,7 @@ class Pieces:
     def space(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them."""
         size = math.prod(shape)
-        if len(self._spaces.get(name, ())) < size:
+        if name not in self._spaces or len(self._spaces[name]) < size:
             self._spaces[name] = torch.empty(size, dtype=self.dtype, device=self._device)
         return self._spaces[name][:size].view(shape)
 

@@ -7,7 +7,7 @@ pieces of its own instead, all alone with its products: torch lets other threads
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from bert_emd.processes import MOST_THREADS, thread_pool
 
 __all__ = ["piece_of_worker", "shared_out", "worker_count"]
 
-# Elements of the pieces that all workers together have at hand (128 MiB of float32).
+# Elements of one piece of every worker together (128 MiB of float32); backward holds about a third more beside it.
 _TOGETHER = 1 << 25
 
 T = TypeVar("T")
@@ -69,8 +69,9 @@ def shared_out(pieces: Sequence[T], work: Callable[[Sequence[T]], R], workers: i
             return work(share)
 
     pool = thread_pool()
-    waiting = [pool.submit(alone, share) for share in shares]
+    waiting: list[Future[R]] = []
     try:
+        waiting.extend(pool.submit(alone, share) for share in shares)
         return [found.result() for found in waiting]
     finally:
         # Where one failed or the user interrupts, the others still write where the caller's tensors are.
