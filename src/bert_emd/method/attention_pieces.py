@@ -258,7 +258,7 @@ class Pieces:
         """
         if not self.on_cpu or (len(piece.lengths) == 1 and not self._copied):
             return [Run([layer], self.take(layer.query, piece), self.take(layer.key, piece)) for layer in layers]
-        found = []
+        found: list[Run] = []
         for _, group in groupby(layers, lambda layer: layer.shape):
             run = list(group)
             names = (f"{name} {len(found)} {side}" for side in ("queries", "keys"))
