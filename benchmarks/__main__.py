@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--parts step,memory,epoch,solver,growth,augment,dropout] [--out FOLDER]`."""
+"""`python -m benchmarks [--quick] [--parts PART,PART,…] [--out FOLDER]`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ from benchmarks.harness import CASES, machine
 from benchmarks.report import markdown
 from benchmarks.solver import solver
 from benchmarks.step import memory, times
+from benchmarks.switches import switches
 
-PARTS = ("step", "memory", "epoch", "solver", "growth", "augment", "dropout")
+PARTS = ("step", "memory", "epoch", "solver", "growth", "augment", "dropout", "switches")
+# What takes real data, and long.
+ASKED_FOR = ("switches",)
 
 
 def main() -> None:
     """Run the parts, each saved as soon as it is done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which of them, separated by commas")
+    parser.add_argument(
+        "--parts",
+        default=",".join(part for part in PARTS if part not in ASKED_FOR),
+        help=f"of {', '.join(PARTS)}, separated by commas; all but {', '.join(ASKED_FOR)} if none are named",
+    )
     parser.add_argument(
         "--cases",
         default="minilm-3,base-4x312,base-6x768,base-4x312-long,deep-12x24,deep-24x48",
@@ -37,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=6, help="batches of an epoch that are timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--data-dir", help="a GLUE folder with MRPC; without it lengths are drawn like MRPC's")
-    parser.add_argument("--encoder", help="the tokenizer for it")
+    parser.add_argument("--encoder", help="a pretrained encoder: its tokenizer for the epoch, itself for switches")
     parser.add_argument("--quick", action="store_true", help="small cases and few turns: does it run?")
     parser.add_argument("--out", default="runs/bench")
     args = parser.parse_args()
@@ -47,6 +54,8 @@ def main() -> None:
     parts = args.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]}; choose of {', '.join(PARTS)}")
+    if "switches" in parts and not (args.data_dir and args.encoder):
+        parser.error("switches trains for real: --data-dir and --encoder")
     cases = ["minilm-3"] if args.quick else args.cases.split(",")
     repeats = 2 if args.quick else args.repeats
     file = out / "results.json"
@@ -79,6 +88,8 @@ def main() -> None:
             result = dropout(cases, repeats)
         elif part == "augment":
             result = augmentation(repeats, quick=args.quick)
+        elif part == "switches":
+            result = switches(args.data_dir, args.encoder, out / "runs", threads=args.threads, quick=args.quick)
         else:
             result = growth_part.growth(repeats, quick=args.quick)
             growth_part.plot(result, str(out / "growth.png"))

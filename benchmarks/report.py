@@ -18,6 +18,7 @@ def markdown(found: dict[str, Any]) -> str:
         "growth": _growth,
         "augment": _augment,
         "dropout": _dropout,
+        "switches": _switches,
     }
     sections = []
     for part, write in writers.items():
@@ -95,6 +96,19 @@ def _dropout(result: list[dict[str, Any]]) -> str:
             for entry in result for way, value in entry["seconds"].items()]  # fmt: skip
     head = "## A student alone, forward and backward: median seconds with torch's dropout, ours and none"
     return head + "\n\n" + _table(["student", "dropout", "seconds", "times as fast"], rows)
+
+
+def _switches(result: dict[str, Any]) -> str:
+    def measured(of: dict[str, Any], scale: float, digits: int) -> list[str]:
+        values = ", ".join(f"{scale * value:.{digits}f}" for value in of["values"])
+        return [values, f"{scale * of['away']:+.{digits}f} of {scale * of['spread']:.{digits}f}"]
+
+    rows = [[name, *measured(of["accuracy"], 100, 1), *measured(of["loss"], 1, 3),
+             "yes" if all(m["within"] for m in of.values()) else "no"]
+            for name, of in result["rows"].items()]  # fmt: skip
+    head = f"## Switches: {result['task']}, last model on the validation rows, seeds {result['seeds']}"
+    header = ["switched on", "accuracy [%]", "mean away, of the spread", "loss", "mean away, of the spread", "within"]
+    return head + "\n\n" + _table(header, rows)
 
 
 def _growth(result: dict[str, list[dict[str, Any]]]) -> str:

@@ -160,3 +160,35 @@ def test_the_command_saves_what_it_measured(tmp_path: Path) -> None:
     assert machine["threads"] == 1
     assert "| 4x12 |" in done.stdout
     assert "| 4x12 |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_switch_is_held_to_the_spread_of_the_seeds() -> None:
+    from benchmarks.report import markdown
+    from benchmarks.switches import compared
+
+    def runs(accuracies: list[float], losses: list[float]) -> list[dict[str, float]]:
+        return [{"accuracy": a, "loss": b} for a, b in zip(accuracies, losses, strict=True)]
+
+    found = compared(
+        {
+            "none": runs([0.75, 0.5, 0.75], [1.0, 1.5, 2.0]),
+            "near": runs([0.75, 0.75, 0.75], [0.5, 1.0, 1.5]),
+            "far": runs([0.75, 0.75, 0.75], [2.5, 2.5, 3.0]),
+        }
+    )
+    assert found["none"]["loss"] == {"values": [1.0, 1.5, 2.0], "away": 0.0, "spread": 1.0, "within": True}
+    assert [found["near"][m]["within"] for m in ("accuracy", "loss")] == [True, True]
+    assert found["near"]["accuracy"]["away"] == pytest.approx(1 / 12)
+    assert found["far"]["loss"]["away"] == pytest.approx(7 / 6)
+    assert [found["far"][m]["within"] for m in ("accuracy", "loss")] == [True, False]
+    where = {"processor": "p", "threads": 1, "cores": 1, "torch": "2", "matrix_product_gflops": 1}
+    written = markdown({"switches": {"machine": where, "result": {"task": "MRPC", "seeds": [1, 2, 3], "rows": found}}})
+    assert "| near | 75.0, 75.0, 75.0 | +8.3 of 25.0 | 0.500, 1.000, 1.500 | -0.500 of 1.000 | yes |" in written
+    assert "| far | 75.0, 75.0, 75.0 | +8.3 of 25.0 | 2.500, 2.500, 3.000 | +1.167 of 1.000 | no |" in written
+
+
+def test_switches_need_real_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--parts", "switches", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--data-dir and --encoder" in done.stderr

@@ -70,3 +70,23 @@ class TestMemory:
         with seen:
             hidden_distances(ours.outside(), teacher_of(ours, None)).sum().backward()
         assert seen.largest >= self.WIDE_BYTES
+
+
+def test_where_float32_is_too_rough_its_first_piece_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
+    module, seen = sys.modules["bert_emd.method.hidden"], []
+    original = module.pair_sums
+    monkeypatch.setattr(module, "pair_sums", lambda s, *a, **k: seen.append(s.dtype) or original(s, *a, **k))
+    ours = setting("shared", TestMemory.SIZE)
+    hidden_distances(ours.inside(), teacher_of(ours, 0.0))
+    assert seen.count(torch.float32) == 1
+    assert seen.count(torch.float64) > 1
+
+
+def test_in_inference_mode_under_autocast() -> None:
+    ours = setting("shared", TestMemory.SIZE)
+    teacher = teacher_of(ours, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = hidden_distances(ours.inside(), teacher)
+        with torch.inference_mode():
+            assert torch.equal(hidden_distances(ours.inside(), teacher), expected)

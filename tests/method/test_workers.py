@@ -14,11 +14,11 @@ import reference
 import torch
 from torch import Tensor
 
-from bert_emd.method import Projected, Scores, attention_distances, hidden_distances
+from bert_emd.method import Scores, attention_distances
 from bert_emd.method.attention_pieces import Pieces
 from bert_emd.method.workers import shared_out, worker_count
 
-BATCH, LENGTH, HEADS, WIDTH, NARROW = 6, 24, 3, 8, 10
+BATCH, LENGTH, HEADS, WIDTH = 6, 24, 3, 8
 MASK = (torch.arange(LENGTH) < torch.tensor([24, 20, 20, 13, 24, 6])[:, None]).long()
 SCATTERED = (torch.arange(LENGTH) < torch.tensor([6, 24, 5, 7, 9, 6])[:, None]).long()
 
@@ -35,35 +35,15 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.get_num_threads() == 1 or len(pieces) >= workers == torch.get_num_threads()
         return shared_out(pieces, work, workers)
 
-    for module in ("hidden", "attention"):
-        monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "shared_out", seen)
-    for module, size in (("hidden_pieces", 1 << 11), ("attention_pieces", 1 << 12)):
-        monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "_PIECE", {"cpu": size, "other": size})
+    monkeypatch.setattr(sys.modules["bert_emd.method.attention"], "shared_out", seen)
+    pieces = sys.modules["bert_emd.method.attention_pieces"]
+    monkeypatch.setattr(pieces, "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
+    monkeypatch.setattr(pieces, "_SHARED_FROM", 0)
     torch.set_num_threads(request.param)
     return int(request.param)
 
 
 Costs = Callable[[Sequence[Tensor]], Tensor]
-
-
-def hidden(mask: Tensor | None) -> tuple[list[Tensor], Costs, Costs]:
-    student = [normal(i, BATCH, LENGTH, WIDTH * HEADS) * (1 + i) for i in range(2)]
-    teacher = [normal(9 + i, BATCH, LENGTH, WIDTH * HEADS) for i in range(3)]
-    return student, lambda s: hidden_distances(s, teacher, mask), lambda s: reference.hidden_costs(s, teacher, mask)
-
-
-def projected(mask: Tensor | None) -> tuple[list[Tensor], Costs, Costs]:
-    leaves = [normal(5, WIDTH * HEADS, NARROW), normal(6, WIDTH * HEADS)]
-    leaves += [normal(i, BATCH, LENGTH, NARROW) * (1 + i) for i in range(2)]
-    teacher = [normal(9 + i, BATCH, LENGTH, WIDTH * HEADS) for i in range(3)]
-
-    def ours(x: Sequence[Tensor]) -> Tensor:
-        return hidden_distances([Projected(s, x[0], x[1]) for s in x[2:]], teacher, mask)
-
-    def loop(x: Sequence[Tensor]) -> Tensor:
-        return reference.hidden_costs([s @ x[0].T + x[1] for s in x[2:]], teacher, mask)
-
-    return leaves, ours, loop
 
 
 def attention(mask: Tensor | None, *, width: int = WIDTH, given: bool = False) -> tuple[list[Tensor], Costs, Costs]:
@@ -88,8 +68,6 @@ def attention(mask: Tensor | None, *, width: int = WIDTH, given: bool = False) -
 
 
 CASES = {
-    "hidden": hidden,
-    "projected": projected,
     "attention": attention,
     "other width": lambda mask: attention(mask, width=5),
     "given scores": lambda mask: attention(mask, given=True),
@@ -134,23 +112,11 @@ def test_long_rows_by_products(threads: int, monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-5 * float(b.grad.abs().max()))
 
 
-def test_under_autocast_the_projection_rounds_as_with_one_thread(threads: int) -> None:
-    leaves, ours, _ = projected(MASK)
-    found = []
-    for count in (threads, 1):
-        torch.set_num_threads(count)
-        own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        with torch.autocast("cpu", torch.bfloat16):
-            cost = ours(own)
-        cost.sum().backward()
-        found.append((cost, [leaf.grad for leaf in own]))
-    (many, grads), (one, expected) = found
-    torch.testing.assert_close(many, one, rtol=1e-6, atol=0)
-    for a, b in zip(grads, expected, strict=True):
-        assert (a - b).norm() <= 1e-2 * b.norm()
-
-
 class TestAttentionPieces:
+    @pytest.fixture(autouse=True)
+    def _shared_always(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_SHARED_FROM", 0)
+
     @staticmethod
     def pieces(shape: tuple[int, int, int, int], *, average: bool = False) -> Pieces:
         pairs = [(torch.zeros(shape), torch.zeros(shape))] * 2
@@ -181,27 +147,18 @@ class TestAttentionPieces:
         assert mixed.workers == 2 * 4 * 400**2 // (16 * 150**2)
 
 
-def test_where_float32_is_too_rough_every_worker_stops_at_its_first_piece(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, seen = sys.modules["bert_emd.method.hidden"], []
-    original = module.pair_sums
-    monkeypatch.setattr(module, "pair_sums", lambda s, *a, **k: seen.append(s.dtype) or original(s, *a, **k))
-    state, weight = normal(1, BATCH, LENGTH, NARROW), normal(2, WIDTH * HEADS, NARROW)
-    teacher = [(state.double() @ weight.double().T).float()]
-    cost = hidden_distances([Projected(state, weight)], teacher)
-    assert seen.count(torch.float32) == threads
-    assert seen.count(torch.float64) > threads
-    truth = reference.hidden_costs([state.double() @ weight.double().T], [t.double() for t in teacher])
-    torch.testing.assert_close(cost.double(), truth, rtol=1e-6, atol=0)
+@pytest.mark.parametrize(("batch", "workers"), [(3, 1), (4, 3)])
+def test_few_scores_are_not_shared_out(batch: int, workers: int) -> None:
+    torch.set_num_threads(3)
+    pair = (torch.zeros(batch, 4, 128, 8),) * 2
+    assert Pieces(None, [pair], [pair], False).workers == workers
 
 
 def test_in_inference_mode(threads: int) -> None:
-    leaves, ours, _ = projected(MASK)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = ours(leaves)
-        with torch.inference_mode():
-            assert torch.equal(ours(leaves), expected)
+    leaves, ours, _ = attention(MASK)
+    expected = ours(leaves)
+    with torch.inference_mode():
+        assert torch.equal(ours(leaves), expected)
 
 
 class TestSharedOut:

@@ -31,6 +31,8 @@ _SHORTEST_FOR_PRODUCTS = 128
 # Rows of a CPU are put together where a row's queries have fewer elements than this, or have to be copied anyway: on
 # short rows the calls cost more than the copy.
 _SHORT_ROW = 1 << 15
+# Fewer scores of a layer than this are not worth sharing out.
+_SHARED_FROM = 1 << 18
 # Elements of scores that all threads together may hold at once: fewer threads make those of very long rows.
 _MOST_SCORES = 1 << 26
 # How much larger than its rows' own scores a piece of several rows may be.
@@ -138,8 +140,8 @@ class Pieces:
         self._most = piece_of_worker(_PIECE["cpu"], self.workers)
 
     def _threads(self) -> int:
-        """As many as torch has, where the scores that each may have to make at once fit."""
-        if not self.on_cpu:
+        """As many as torch has, where there is enough to do and the scores that each may have to make at once fit."""
+        if not self.on_cpu or self.elements < _SHARED_FROM:
             return 1
         # Products make the scores of two layers where a pair nearly agrees.
         most = max(((2 if self._products_win(n) else self._layers) * n**2 for n in self._lengths), default=0)

@@ -21,7 +21,6 @@ from torch import Tensor
 from bert_emd.method.hidden_pieces import Rows, Space
 from bert_emd.method.pair_sums import on_cpu, pair_sums, result_dtype, used_layers
 from bert_emd.method.projected import Projected, State
-from bert_emd.method.workers import shared_out
 
 __all__ = ["streamed_hidden_distances"]
 
@@ -95,21 +94,14 @@ class _HiddenDistances(torch.autograd.Function):
             [rows.new_like(s) if wanted else None for s, wanted in zip(parts[2], flags[2], strict=True)]
             for parts, flags in zip(of_runs, asked, strict=True)
         ]
-
-        def add(share: Sequence[slice]) -> list[_Gradients]:
-            """Take in some pieces."""
+        with torch.autocast(rows.device.type, enabled=False):
             runs = [_Run(rows, ctx.autocast, *parts, kept) for parts, kept in zip(of_runs, wide, strict=True)]
             found = [_Gradients(run, *flags[:2], own) for run, flags, own in zip(runs, asked, states, strict=True)]
             mix = _Mix(rows, runs, weights_MN)
-            for piece in share:
+            for piece in rows.pieces():
                 for gradient, wide_mRD in zip(found, torch.split(mix.of(mixed, piece), ctx.lengths), strict=True):
                     gradient.add(wide_mRD, piece)
-            return found
-
-        with torch.autocast(rows.device.type, enabled=False):
-            shares = shared_out(list(rows.pieces()), add, rows.workers)
-        found = [grad for own in zip(*shares, strict=True) for grad in _Gradients.all(own)]
-        return (None, None, None, None, None, *found, *[None] * len(teacher))
+        return (None, None, None, None, None, *(g for own in found for g in own.all()), *[None] * len(teacher))
 
 
 def _totals(
@@ -125,30 +117,22 @@ def _totals(
     projects = any(weight is not None for weight, _, _ in of_runs)
     # Where it is no wait: whether a float32 projection is exact enough for these costs.
     look = projects and autocast is None and rows.on_cpu and rows.dtype == torch.float32
-
-    def add_up(share: Sequence[slice]) -> tuple[Tensor, Tensor | None, bool]:
-        """Of some pieces, and whether they are too rough."""
-        runs = [_Run(rows, autocast, *parts, own) for parts, own in zip(of_runs, wide, strict=True)]
-        total_MN = torch.zeros(m, n, dtype=torch.float64, device=rows.device)
-        squares_N = torch.zeros_like(total_MN[0]) if squares else None
-        space = Space(rows, m + n, rows.width, rows.dtype)
-        for piece in share:
-            layers = space.of(piece)
-            for run, wide_mRD in zip(runs, torch.split(layers[:m], [len(run.states) for run in runs]), strict=True):
-                run.project(wide_mRD, piece)
-            rows.take(teacher, piece, layers[m:])
-            stacked = layers.flatten(1)
-            total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small, squares_N=squares_N)
-            if look and piece is share[0]:
-                norms = torch.linalg.vector_norm(stacked, dim=1).double().square()
-                if (total_MN < _ROUNDED * (norms[:m, None] + norms[m:])).any():
-                    return total_MN, squares_N, True
-        return total_MN, squares_N, False
-
-    totals, own_squares, rough = zip(*shared_out(list(rows.pieces()), add_up, rows.workers), strict=True)
-    if any(rough):
-        return _totals(rows.precise(), autocast, of_runs, wide, teacher, squares)
-    return sum(totals[1:], totals[0]), sum(own_squares[1:], own_squares[0]) if squares else None
+    runs = [_Run(rows, autocast, *parts, own) for parts, own in zip(of_runs, wide, strict=True)]
+    total_MN = torch.zeros(m, n, dtype=torch.float64, device=rows.device)
+    squares_N = torch.zeros_like(total_MN[0]) if squares else None
+    space = Space(rows, m + n, rows.width, rows.dtype)
+    for piece in rows.pieces():
+        layers = space.of(piece)
+        for run, wide_mRD in zip(runs, torch.split(layers[:m], [len(run.states) for run in runs]), strict=True):
+            run.project(wide_mRD, piece)
+        rows.take(teacher, piece, layers[m:])
+        stacked = layers.flatten(1)
+        total_MN += pair_sums(stacked[:m], stacked[m:], small=rows.small, squares_N=squares_N)
+        if look and piece.start == 0:
+            norms = torch.linalg.vector_norm(stacked, dim=1).double().square()
+            if (total_MN < _ROUNDED * (norms[:m, None] + norms[m:])).any():
+                return _totals(rows.precise(), autocast, of_runs, wide, teacher, squares)
+    return total_MN, squares_N
 
 
 def _kept_of(
@@ -300,15 +284,7 @@ class _Gradients:
             if grad is not None:
                 self.run.rows.give(grad, values_Rw, piece)
 
-    @staticmethod
-    def all(shares: Sequence[_Gradients]) -> list[Tensor | None]:
-        """Of weight, bias and states, each in its tensor's precision, from those of all workers."""
-        run = shares[0].run
-        sums = ((run.weight, [g.weight for g in shares]), (run.bias, [g.bias for g in shares]))
-        return [*(_added_up(own, x) for x, own in sums), *shares[0].states]
-
-
-def _added_up(parts: Sequence[Tensor | None], like: Tensor | None) -> Tensor | None:
-    """The sum in the precision of ``like``; None where nothing was asked for."""
-    there = [part for part in parts if part is not None]
-    return sum(there[1:], there[0]).to(like.dtype) if like is not None and there else None
+    def all(self) -> list[Tensor | None]:
+        """Of weight, bias and states, each in its tensor's precision."""
+        sums = ((self.weight, self.run.weight), (self.bias, self.run.bias))
+        return [*(None if x is None or like is None else x.to(like.dtype) for x, like in sums), *self.states]

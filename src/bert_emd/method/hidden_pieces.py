@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bert_emd.method.pair_sums import is_small, on_cpu
-from bert_emd.method.workers import piece_of_worker, worker_count
 
 __all__ = ["Rows", "Space"]
 
@@ -52,10 +51,7 @@ class Rows:
             self.dropped = ~mask.reshape(-1).bool()
             self.count = self.total - self.dropped.sum()
         self.small = is_small(self.count * self.width if self.on_cpu else self.total * self.width)
-        self.workers = worker_count() if self.on_cpu else 1
-        """Among how many threads the pieces are shared out."""
-        most = piece_of_worker(_PIECE["cpu"], self.workers) if self.on_cpu else _PIECE["other"]
-        self.step = max(1, min(most // (self.width * layers), -(-self.total // self.workers)))
+        self.step = max(1, _PIECE["cpu" if self.on_cpu else "other"] // (self.width * layers))
 
     def precise(self) -> Rows:
         """The same rows in float64."""

@@ -1,7 +1,8 @@
-"""Pieces of a batch shared out among threads.
+"""Pieces of a batch's attention scores shared out among threads.
 
-The products of a piece are small, and a processor's cores gain little from sharing one of them. Each thread takes
-pieces of its own instead, all alone with its products: torch lets other threads run while it computes.
+A head's products are small and what is copied for them is in many places: a processor's cores gain little from sharing
+one piece. Each thread takes pieces of its own instead, all alone with its products: torch lets other threads run while
+it computes. (Hidden states are few large products and copies, which torch's own threads share as well.)
 """
 
 from __future__ import annotations
