@@ -18,6 +18,7 @@ def markdown(found: dict[str, Any]) -> str:
         "growth": _growth,
         "augment": _augment,
         "dropout": _dropout,
+        "sharing": _sharing,
         "switches": _switches,
     }
     sections = []
@@ -96,6 +97,18 @@ def _dropout(result: list[dict[str, Any]]) -> str:
             for entry in result for way, value in entry["seconds"].items()]  # fmt: skip
     head = "## A student alone, forward and backward: median seconds with torch's dropout, ours and none"
     return head + "\n\n" + _table(["student", "dropout", "seconds", "times as fast"], rows)
+
+
+def _sharing(result: list[dict[str, Any]]) -> str:
+    rows = [[entry["case"]["name"], entry["precision"], *(_spread(entry["seconds"][side], 1e3, 0) for side in sides),
+             f"{entry['seconds'][sides[0]]['median'] / entry['seconds'][sides[1]]['median']:.2f}"]
+            for entry in result for sides in [list(entry["seconds"])]]  # fmt: skip
+    head = "## Attention distances, forward and backward: median milliseconds"
+    return (
+        head
+        + "\n\n"
+        + _table(["teacher to student", "precision", "torch's threads", "shared out", "times as fast"], rows)
+    )
 
 
 def _switches(result: dict[str, Any]) -> str:

@@ -18,6 +18,11 @@ from torch import Tensor
 QueryKey = tuple[Tensor, Tensor]
 
 
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal values, the same ones in every precision."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
 # --- distances ----------------------------------------------------------------------------------------------------
 
 

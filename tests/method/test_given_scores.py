@@ -9,16 +9,13 @@ from collections.abc import Sequence
 import pytest
 import reference
 import torch
+from reference import normal
 from torch import Tensor
 
 from bert_emd.method import Features, Scores, attention_distances, attention_scores
 from bert_emd.method.distances import attention_costs
 
 QueryKey = tuple[Tensor, Tensor]
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def layers(count: int, seed: int, shape: Sequence[int], dtype: torch.dtype) -> list[QueryKey]:

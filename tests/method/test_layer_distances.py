@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 import reference
 import torch
+from reference import normal
 from torch import Tensor
 
 from bert_emd.method import attention_distances, hidden_distances
@@ -35,10 +36,6 @@ def masks() -> dict[str, Tensor | None]:
 
 
 MASKS = masks()
-
-
-def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def hidden_layers(

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import reference
@@ -23,8 +24,7 @@ MASK = (torch.arange(LENGTH) < torch.tensor([24, 20, 20, 13, 24, 6])[:, None]).l
 SCATTERED = (torch.arange(LENGTH) < torch.tensor([6, 24, 5, 7, 9, 6])[:, None]).long()
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
+normal = partial(reference.normal, dtype=torch.float32)
 
 
 @pytest.fixture(params=[2, 3])

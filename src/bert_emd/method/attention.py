@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -146,19 +147,17 @@ def _backward_by_scores(
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
     grad_scores = pieces.space("grad", (sum(counts), *scores.shape[1:]))
     torch.mm(mix, scores.flatten(1), out=grad_scores.flatten(1))
-    places = torch.split(grad_scores, counts)
-    start = 0
-    for run, count, grad in zip(student, counts, places, strict=True):
-        da = grad.flatten(0, 1)
+    left = iter(sides)
+    for run, count, grad in zip(student, counts, torch.split(grad_scores, counts), strict=True):
+        da, own = grad.flatten(0, 1), list(islice(left, count))
         for side, (d, other) in enumerate(((da, run.key), (da.transpose(1, 2), run.query))):
-            wanted = [pair[side] for pair in sides[start : start + count]]
+            wanted = [pair[side] for pair in own]
             if all(to is None for to in wanted):
                 continue
             found = torch.bmm(d, other, out=pieces.space("found", tuple(other.shape)))
             for to, values in zip(wanted, found.chunk(count), strict=True):
                 if to is not None:
                     pieces.give(to, values, piece)
-        start += count
 
 
 def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor) -> Tensor:
