@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +25,7 @@ _SIDES = "one", "shared out"
 def sharing(names: list[str], repeats: int) -> list[dict[str, Any]]:
     """Forward and backward, full rows, with the case's models' queries and keys; of MRPC's mean length too."""
     found = []
-    for case in [Case(CASES["base-4x312"].teacher, CASES["base-4x312"].student, 32, 53), *(CASES[n] for n in names)]:
+    for case in [replace(CASES["base-4x312"], length=53), *(CASES[name] for name in names)]:
         for bf16 in (False, True):
             work = _work(case, bf16=bf16)
             sides: dict[str, Callable[[], Any]] = {name: partial(_with, name, work) for name in _SIDES}

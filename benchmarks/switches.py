@@ -39,20 +39,24 @@ def switches(data_dir: str, encoder: str, folder: Path, *, threads: int, quick: 
         quick: two seeds and a few steps.
     """
     teacher = folder / "teacher"
-    short = ["--max_steps", "4"] if quick else []
+    data = ["--task_name", _TASK, "--data_dir", data_dir, *(["--max_steps", "4"] if quick else [])]
     if not (teacher / "metrics.json").is_file():
-        _run("finetune", teacher, ["--model_name_or_path", encoder, "--task_name", _TASK, "--data_dir", data_dir,
-                                   "--num_train_epochs", "3", "--seed", "42", *short], threads)  # fmt: skip
+        _run(
+            "finetune",
+            teacher,
+            ["--model_name_or_path", encoder, *data, "--num_train_epochs", "3", "--seed", "42"],
+            threads,
+        )
     seeds = (1, 2) if quick else (1, 2, 3)
 
     def one(name: str, seed: int) -> dict[str, float]:
         student = folder / f"{name.replace(', ', '+').replace(' ', '-')}-{seed}"
         if not (student / "metrics.json").is_file():
             turned = [part for flag, value in (_OFF | SWITCHES[name]).items() for part in (f"--{flag}", value)]
-            _run("distill", student, ["--teacher_model", str(teacher), "--task_name", _TASK, "--data_dir", data_dir,
-                                      "--student_layers", "3", "--mapping", "emd", "--num_train_epochs", "1",
+            _run("distill", student, ["--teacher_model", str(teacher), *data, "--student_layers", "3",
+                                      "--mapping", "emd", "--num_train_epochs", "1",
                                       "--seed", str(seed), "--teacher_cache_dir", str(folder / "outputs"),
-                                      *turned, *short], 1)  # fmt: skip
+                                      *turned], 1)  # fmt: skip
         return _end(student, data_dir)
 
     with ThreadPoolExecutor(threads) as pool:

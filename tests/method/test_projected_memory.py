@@ -6,6 +6,7 @@ import sys
 import weakref
 
 import pytest
+import reference
 import torch
 from projected_layers import Seen, masks, setting, teacher_of
 
@@ -78,7 +79,10 @@ def test_where_float32_is_too_rough_its_first_piece_is_the_last(monkeypatch: pyt
     original = module.pair_sums
     monkeypatch.setattr(module, "pair_sums", lambda s, *a, **k: seen.append(s.dtype) or original(s, *a, **k))
     ours = setting("shared", TestMemory.SIZE)
-    hidden_distances(ours.inside(), teacher_of(ours, 0.0))
+    teacher = teacher_of(ours, 0.0)
+    cost = hidden_distances(ours.inside(), teacher)
+    truth = reference.hidden_costs(ours.copy(torch.float64).outside(), [t.double() for t in teacher])
+    torch.testing.assert_close(cost.double(), truth, rtol=1e-6, atol=0)
     assert seen.count(torch.float32) == 1
     assert seen.count(torch.float64) > 1
 
