@@ -157,36 +157,31 @@ class _Mix:
     """G_i = Σ_j g_ij (Y_i - T_j) of a piece.
 
     A sum y Σ g - Σ g t loses digits where student and teacher nearly agree: it serves projected states, where the
-    projection has rounded as many before. Elsewhere the differences are taken.
+    projection has rounded as many before. Elsewhere the differences are taken. Either goes over one teacher layer after
+    the other: a plan has few weights, so that costs less than a product with all layers, which would have to be copied
+    together for it.
     """
 
     def __init__(self, rows: Rows, runs: Sequence[_Run], weights_MN: Tensor) -> None:
         self.rows, self.runs, self.weights_MN = rows, runs, weights_MN
         projected = [run.projects for run in runs for _ in run.states]
         self.projected_M = torch.tensor(projected, device=rows.device)
-        m, n = weights_MN.shape
-        self.at_once = rows.on_cpu and all(projected)
-        sums_M = weights_MN.sum(1)
-        if self.at_once:
-            self.mix = torch.cat([torch.diag(sums_M), -weights_MN], 1).to(rows.dtype)
-        else:
-            self.own_M = torch.where(self.projected_M, sums_M, 0.0).to(rows.dtype)[:, None, None]
-        self.layers = Space(rows, m + (n if self.at_once else 1), rows.width, rows.dtype)
-        self.total = Space(rows, m, rows.width, rows.dtype)
+        self.own_M = torch.where(self.projected_M, weights_MN.sum(1), 0.0).to(rows.dtype)[:, None, None]
+        self.teacher = Space(rows, 1, rows.width, rows.dtype)
+        self.total = Space(rows, len(projected), rows.width, rows.dtype)
+        # Room for Y, where its differences are taken; elsewhere G grows out of it.
+        self.student = self.total if all(projected) else Space(rows, len(projected), rows.width, rows.dtype)
 
     def of(self, teacher: Sequence[Tensor], piece: slice) -> Tensor:
         """[M, R, D], of the teacher's layers that have a weight; the next piece overwrites it."""
-        m, layers, total_MRD = len(self.weights_MN), self.layers.of(piece), self.total.of(piece)
-        for run, wide_mRD in zip(self.runs, torch.split(layers[:m], [len(r.states) for r in self.runs]), strict=True):
+        student_MRD, total_MRD = self.student.of(piece), self.total.of(piece)
+        counts = [len(run.states) for run in self.runs]
+        for run, wide_mRD in zip(self.runs, torch.split(student_MRD, counts), strict=True):
             run.project(wide_mRD, piece, again=True)
-        if self.at_once:
-            self.rows.take(teacher, piece, layers[m:])
-            torch.mm(self.mix, layers.flatten(1), out=total_MRD.flatten(1))
-            return total_MRD
-        torch.mul(layers[:m], self.own_M, out=total_MRD)
+        torch.mul(student_MRD, self.own_M, out=total_MRD)
         for layer, weights_M in zip(teacher, self.weights_MN.T, strict=True):
-            t = self.rows.view(layer, piece, layers[m:])
-            _subtract(total_MRD, layers[:m], t, weights_M, self.projected_M)
+            t = self.rows.view(layer, piece, self.teacher.of(piece))
+            _subtract(total_MRD, student_MRD, t, weights_M, self.projected_M)
         return total_MRD
 
 

@@ -18,6 +18,8 @@ __all__ = ["Rows", "Space"]
 
 # Elements of all layers' rows in one piece: about a CPU's cache, with few calls, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
+# More rows than this make a CPU's products no faster, and few layers would have very many.
+_MOST_ROWS = {"cpu": 1024, "other": 1 << 24}
 # With this part of the rows kept or more, padding is zeroed instead of left out: rows in their order are copied faster.
 _FULL = 0.85
 
@@ -51,7 +53,8 @@ class Rows:
             self.dropped = ~mask.reshape(-1).bool()
             self.count = self.total - self.dropped.sum()
         self.small = is_small(self.count * self.width if self.on_cpu else self.total * self.width)
-        self.step = max(1, _PIECE["cpu" if self.on_cpu else "other"] // (self.width * layers))
+        kind = "cpu" if self.on_cpu else "other"
+        self.step = max(1, min(_MOST_ROWS[kind], _PIECE[kind] // (self.width * layers)))
 
     def precise(self) -> Rows:
         """The same rows in float64."""
