@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--memory-cases", default="base-4x312,base-6x768,base-4x312-long,deep-12x24,deep-24x48")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each side")
-    parser.add_argument("--sample", type=int, default=6, help="batches of an epoch that are timed")
+    parser.add_argument("--sample", type=int, default=6, help="batches of an epoch that each pass times")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--data-dir", help="a GLUE folder with MRPC; without it lengths are drawn like MRPC's")
     parser.add_argument("--encoder", help="a pretrained encoder: its tokenizer for the epoch, itself for switches")
@@ -81,7 +81,7 @@ def main() -> None:
             real = args.data_dir is not None and args.encoder is not None
             lengths = epoch_part.lengths_of(args.data_dir, args.encoder) if real else epoch_part.synthetic_lengths()
             name = "minilm-3" if args.quick else "base-4x312"
-            result = epoch_part.epoch(name, lengths, 2 if args.quick else args.sample, 1 if args.quick else 3)
+            result = epoch_part.epoch(name, lengths, 2 if args.quick else args.sample, 1 if args.quick else repeats)
             result["lengths"] = "real MRPC training rows" if real else "drawn like MRPC's"
         elif part == "solver":
             result = solver()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.elsewhere import Elsewhere
-from benchmarks.harness import CASES, Case, batch_of, build, interleaved, optimised
+from benchmarks.harness import CASES, Case, batch_of, build, interleaved, optimised, summary
 from benchmarks.sides import distiller_of
 from bert_emd.method import Needs
 from bert_emd.models import Tap
@@ -78,6 +78,9 @@ def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str,
     ones read them. Their bounds are the same without a mapping and without a cache of features: both models alone, and
     the student alone with cached logits. Every way ends its step with AdamW, ours in the fused form that the engine
     takes by default.
+
+    The ways take turns pass by pass: within a pass a step follows a step of the same way, as in an epoch, and an
+    untimed step goes before the first.
     """
     case = CASES[name]
     random_order = [b for b in _batches(lengths, case.batch, grouped=False) if len(b) == case.batch]
@@ -85,35 +88,46 @@ def epoch(name: str, lengths: list[int], sample: int, repeats: int) -> dict[str,
     ways = dict.fromkeys(_REFERENCES, random_order) | dict.fromkeys(_OURS, grouped)
     chosen = {way: _typical(b, lengths, sample) for way, b in ways.items()}
     keep_freed_memory()
-    with ExitStack() as stack:
-        steps = _steps(case, lengths, chosen, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        others = {way: stack.enter_context(Elsewhere(case, sample, keep=k)) for way, k in _REFERENCES.items()}
-        turn = dict.fromkeys(ways, 0)
-
-        def one(way: str) -> float | None:
-            rows = chosen[way][turn[way] % sample]
-            turn[way] += 1
-            if way in others:
-                return others[way]([lengths[i] for i in rows])
-            steps[way](rows)
-            return None
-
-        seconds = interleaved({way: partial(one, way) for way in ways}, sample * repeats, warm_up=sample)
-    found = {}
-    for way, batches in ways.items():
-        passes = np.array(seconds[way]).reshape(repeats, sample).sum(1) * len(batches) / sample
-        found[way] = {"median": float(np.median(passes)), "min": float(passes.min()), "max": float(passes.max())}
+    with TemporaryDirectory() as folder:
+        passes: dict[str, Callable[[], float]] = {
+            way: partial(_elsewhere, case, [[lengths[i] for i in b] for b in chosen[way]], keep=keep)
+            for way, keep in _REFERENCES.items()
+        }
+        for way, step in _steps(case, lengths, chosen, Path(folder)).items():
+            passes[way] = partial(_here, step, chosen[way])
+        seconds = interleaved(passes, repeats, warm_up=0)
+    found = {
+        way: summary([whole * len(batches) / len(chosen[way]) for whole in seconds[way]])
+        for way, batches in ways.items()
+    }
     return {
         "case": case.name,
         "rows": len(lengths),
         "mean tokens": float(np.mean(lengths)),
         "batches timed": sample,
+        "passes": repeats,
         "batches an epoch": {way: len(b) for way, b in ways.items()},
         "seconds an epoch": found,
         "times as fast": {
             other: {w: found[other]["median"] / v["median"] for w, v in found.items()} for other in _REFERENCES
         },
     }
+
+
+def _elsewhere(case: Case, batches: list[list[int]], *, keep: bool) -> float:
+    """Seconds of the reference's pass over batches of these lengths, in a fresh process."""
+    with Elsewhere(case, keep=keep) as step:
+        step(batches[-1])
+        return sum(map(step, batches))
+
+
+def _here(step: Callable[[list[int]], None], batches: list[list[int]]) -> float:
+    """Seconds of a pass of ours over these rows."""
+    step(batches[-1])
+    start = time.perf_counter()
+    for rows in batches:
+        step(rows)
+    return time.perf_counter() - start
 
 
 def _steps(case: Case, lengths: list[int], chosen: dict[str, list[list[int]]], folder: Path) -> dict[str, Any]:

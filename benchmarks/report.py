@@ -73,7 +73,8 @@ def _epoch(result: dict[str, Any]) -> str:
         for way, value in result["seconds an epoch"].items()
     ]
     head = (f"## An epoch: {result['case']}, {result['rows']} rows, {result['mean tokens']:.0f} tokens on average "
-            f"({result['lengths']}); {result['batches timed']} batches of each timed and scaled up")  # fmt: skip
+            f"({result['lengths']}); {result['batches timed']} batches in each of "
+            f"{result.get('passes', 3)} passes, scaled up")  # fmt: skip
     return head + "\n\n" + _table(["", "batches", "seconds", *(f"times the {other}" for other in times)], rows)
 
 

@@ -82,11 +82,12 @@ class Layout:
     def pack_scores(self, features: Features, kept: Sequence[Kept], rows: Sequence[Tensor]) -> None:
         """Fill each row's [S, l, l] with the scores of its kept positions."""
         assert self.scores is not None
-        places = [row.view(torch.float16).unflatten(0, self.scores) for row in rows]  # type: ignore[no-untyped-call]
-        for layer, (query, key) in enumerate(filter(None, features.attention)):
-            scores_BHLL = attention_scores(query, key)
-            for place, scores_HLL, keep in zip(places, scores_BHLL, kept, strict=True):
-                place[layer].copy_(scores_HLL[:, keep][:, :, keep])
+        pairs = list(filter(None, features.attention))
+        # Text by text: all layers in one product, and no padding.
+        for place, (row, keep) in enumerate(zip(rows, kept, strict=True)):
+            query, key = (torch.stack([side[place][:, keep] for side in sides]) for sides in zip(*pairs, strict=True))
+            scores = row.view(torch.float16).unflatten(0, self.scores)  # type: ignore[no-untyped-call]
+            scores.copy_(attention_scores(query, key))
 
     def unpack(self, packed_BLR: Tensor, rows: Sequence[Tensor]) -> Features:
         """The features of a batch: views of its packed tokens, and of each row's scores [S, l, l]."""
