@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_emd.method.exact16 import exact_products
 from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
 from bert_emd.method.scores import QueryKey, Scores
 from bert_emd.method.workers import piece_of_worker, worker_count
@@ -25,6 +27,9 @@ __all__ = ["Layer", "Piece", "Pieces", "Run", "Side"]
 # Elements of all layers' scores in one piece, and of the queries and keys that are copied for them: about a CPU's
 # cache, with few calls, or enough to fill a GPU.
 _PIECE = {"cpu": 1 << 22, "other": 1 << 24}
+# The same where a row's queries and keys are copied: its heads lie beside each other token by token, so some of them
+# alone are read in strides.
+_PIECE_OF_ROW = 1 << 23
 # The same for queries and keys where no scores are made: large products are fewer calls.
 _PIECE_OF_PRODUCTS = 1 << 24
 _SHORTEST_FOR_PRODUCTS = 128
@@ -128,6 +133,8 @@ class Pieces:
         self.unit = 1.0 if self.given is not None else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
+        # The processor's bfloat16 units make the same scores in less than half the time.
+        self._exact = self.on_cpu and self.given is None and all(t.dtype == torch.bfloat16 for t in tensors)
         self._lengths = lengths.tolist() if self.on_cpu else []
         self._layers = len(student) + len(teacher)
         self._device = first.device
@@ -140,8 +147,11 @@ class Pieces:
         self._most = piece_of_worker(_PIECE["cpu"], self.workers)
 
     def _threads(self) -> int:
-        """As many as torch has, where there is enough to do and the scores that each may have to make at once fit."""
-        if not self.on_cpu or self.elements < _SHARED_FROM:
+        """As many as torch has, where there is enough to do and the scores that each may have to make at once fit.
+
+        One where products are exact in bfloat16: the whole process has one setting for them.
+        """
+        if not self.on_cpu or self._exact or self.elements < _SHARED_FROM:
             return 1
         # Products make the scores of two layers where a pair nearly agrees.
         most = max(((2 if self._products_win(n) else self._layers) * n**2 for n in self._lengths), default=0)
@@ -173,7 +183,9 @@ class Pieces:
             if products:
                 step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
             elif not self.average:
-                step = max(1, min(step, self._most // self._size(length, copied=self._copied or index is not None)))
+                copied = self._copied or index is not None
+                most = piece_of_worker(_PIECE_OF_ROW, self.workers) if copied else self._most
+                step = max(1, min(step, most // self._size(length, copied=copied)))
             if not self.average:
                 # Pieces for every worker, where there are that many heads.
                 step = max(1, min(step, self.heads * self.batch // self.workers))
@@ -272,18 +284,28 @@ class Pieces:
         """`take`'s matrices of several layers, copied, what is behind the shorter rows zeroed."""
         _, heads, _, width = sides[0].tensor.shape
         count, b, length = len(sides), len(piece.lengths), piece.length
+        views = [view for side in sides for view in self._views(side, piece)]
         if self.average:
-            space = self.space(name, (count * b, length, heads * width))
-            out = space.view(count * b, length, heads, width).transpose(1, 2)
+            shape = count * b, length, heads * width
         else:
             heads = piece.heads.stop - piece.heads.start
-            space = self.space(name, (count * b * heads, length, width))
-            out = space.view(count * b, heads, length, width)
-        torch.stack([view for side in sides for view in self._views(side, piece)], out=out)
+            shape = count * b * heads, length, width
+        # Put together as they are and widened at once: either is faster than copies from one type to another.
+        types = {view.dtype for view in views}
+        own = types.pop() if len(types) == 1 else self.dtype
+        found = self.space(name, shape)
+        room = found if own == self.dtype else self.space(f"together in {own}", shape, own)
+        if self.average:
+            out = room.view(count * b, length, heads, width).transpose(1, 2)
+        else:
+            out = room.view(count * b, heads, length, width)
+        torch.stack(views, out=out)
         for place, kept in enumerate(piece.lengths):
             if kept < length:
                 out[place::b, :, kept:] = 0
-        return space
+        if room is not found:
+            found.copy_(room)
+        return found
 
     def _matrices(self, piece: Piece) -> int:
         return len(piece.lengths) * (1 if self.average else piece.heads.stop - piece.heads.start)
@@ -315,13 +337,14 @@ class Pieces:
         found = self.space("scores", (sum(counts) + len(teacher), *shape))
         if teacher:
             self._copy(teacher, piece, found[sum(counts) :])
-        for scores, run in zip(torch.split(found[: sum(counts)], counts), runs, strict=True):
-            out, key = scores.flatten(0, 1), run.key.transpose(1, 2)
-            factor = run.layers[0].factor / self.unit
-            if factor == 1:
-                torch.bmm(run.query, key, out=out)
-            else:
-                torch.baddbmm(out, run.query, key, beta=0, alpha=factor, out=out)
+        with exact_products() if self._exact else nullcontext():
+            for scores, run in zip(torch.split(found[: sum(counts)], counts), runs, strict=True):
+                out, key = scores.flatten(0, 1), run.key.transpose(1, 2)
+                factor = run.layers[0].factor / self.unit
+                if factor == 1:
+                    torch.bmm(run.query, key, out=out)
+                else:
+                    torch.baddbmm(out, run.query, key, beta=0, alpha=factor, out=out)
         return found
 
     def _copy(self, layers: Sequence[int], piece: Piece, out: Tensor) -> None:
@@ -344,11 +367,14 @@ class Pieces:
                 place[:, :, kept:] = 0
                 place[:, :, :kept, kept:] = 0
 
-    def space(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them."""
+    def space(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """Uninitialised, and the same memory for every piece: fresh pages cost more than the products in them.
+
+        A name has one ``dtype``, by default the working precision.
+        """
         size = math.prod(shape)
         if name not in self._spaces or len(self._spaces[name]) < size:
-            self._spaces[name] = torch.empty(size, dtype=self.dtype, device=self._device)
+            self._spaces[name] = torch.empty(size, dtype=dtype or self.dtype, device=self._device)
         return self._spaces[name][:size].view(shape)
 
     def for_worker(self) -> Pieces:
