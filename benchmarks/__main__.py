@@ -17,12 +17,11 @@ from benchmarks.augmentation import augmentation
 from benchmarks.dropout import dropout
 from benchmarks.harness import CASES, machine
 from benchmarks.report import markdown
-from benchmarks.sharing import sharing
 from benchmarks.solver import solver
 from benchmarks.step import memory, times
 from benchmarks.switches import switches
 
-PARTS = ("step", "memory", "epoch", "solver", "growth", "augment", "dropout", "sharing", "switches")
+PARTS = ("step", "memory", "epoch", "solver", "growth", "augment", "dropout", "switches")
 # What takes real data, and long.
 ASKED_FOR = ("switches",)
 
@@ -87,8 +86,6 @@ def main() -> None:
             result = solver()
         elif part == "dropout":
             result = dropout(cases, repeats)
-        elif part == "sharing":
-            result = sharing(cases, repeats)
         elif part == "augment":
             result = augmentation(repeats, quick=args.quick)
         elif part == "switches":

@@ -18,7 +18,6 @@ def markdown(found: dict[str, Any]) -> str:
         "growth": _growth,
         "augment": _augment,
         "dropout": _dropout,
-        "sharing": _sharing,
         "switches": _switches,
     }
     sections = []
@@ -98,15 +97,6 @@ def _dropout(result: list[dict[str, Any]]) -> str:
             for entry in result for way, value in entry["seconds"].items()]  # fmt: skip
     head = "## A student alone, forward and backward: median seconds with torch's dropout, ours and none"
     return head + "\n\n" + _table(["student", "dropout", "seconds", "times as fast"], rows)
-
-
-def _sharing(result: list[dict[str, Any]]) -> str:
-    rows = [[entry["case"]["name"], entry["precision"],
-             *(_spread(entry["seconds"][side], 1e3, 0) for side in ("one", "shared out")),
-             f"{entry['seconds']['one']['median'] / entry['seconds']['shared out']['median']:.2f}"]
-            for entry in result]  # fmt: skip
-    header = ["teacher to student", "precision", "torch's threads", "shared out", "times as fast"]
-    return "## Attention distances, forward and backward: median milliseconds\n\n" + _table(header, rows)
 
 
 def _switches(result: dict[str, Any]) -> str:

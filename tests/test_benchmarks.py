@@ -209,17 +209,3 @@ def test_switches_need_real_data(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--data-dir and --encoder" in done.stderr
-
-
-def test_sharing_has_a_row_for_each_precision() -> None:
-    from benchmarks.report import markdown
-
-    def entry(precision: str, one: float, shared: float) -> dict[str, Any]:
-        seconds = {name: {"median": v, "min": v, "max": 2 * v} for name, v in (("one", one), ("shared out", shared))}
-        return {"case": {"name": "a case"}, "precision": precision, "seconds": seconds}
-
-    where = {"processor": "p", "threads": 1, "cores": 1, "torch": "2", "matrix_product_gflops": 1}
-    result = [entry("float32", 0.2, 0.1), entry("bf16", 0.1, 0.2)]
-    found = markdown({"sharing": {"machine": where, "result": result}})
-    assert "| a case | float32 | 200 (200 to 400) | 100 (100 to 200) | 2.00 |" in found
-    assert "| a case | bf16 | 100 (100 to 200) | 200 (200 to 400) | 0.50 |" in found

@@ -8,7 +8,6 @@ head width, M student layers, N teacher layers; a piece holds n matrices (heads 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from bert_emd.method.attention_pieces import Layer, Piece, Pieces, Run
-from bert_emd.method.pair_sums import pair_sums, result_dtype, too_close, used_layers
+from bert_emd.method.pair_sums import on_cpu, pair_sums, result_dtype, too_close, used_layers
 from bert_emd.method.scores import QueryKey, Scores
-from bert_emd.method.workers import shared_out
 
 __all__ = ["AttentionDistances"]
 
@@ -47,8 +45,7 @@ class AttentionDistances(torch.autograd.Function):
         ctx.pieces, ctx.m = pieces, m
         layers = [Layer(pieces, pair) for pair in pairs]
         with torch.autocast(flat[0].device.type, enabled=False):
-            found = shared_out(list(pieces), partial(_sums, pieces, layers, m, squares), pieces.workers)
-            total_MN, squares_N, norms = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
+            total_MN, squares_N, norms = _sums(pieces, layers, m, squares)
             if pieces.small and pieces.on_cpu and pieces.dtype == torch.float32:
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
                     other = teacher.at(j) if isinstance(teacher, Scores) else teacher[j]
@@ -81,33 +78,27 @@ class AttentionDistances(torch.autograd.Function):
         student = [layers[i] for i in wanted]
         teacher, there = ([layers[m + j] for j in needed], []) if pieces.given is None else ([], needed)
 
-        def write(share: Sequence[Piece]) -> None:
-            """The gradients of some pieces, each in its own place."""
-            own = pieces.for_worker()
-            for piece in share:
+        own = pieces.with_space()
+        with torch.autocast(flat[0].device.type, enabled=False):
+            for piece in pieces:
                 if piece.products:
                     _backward_by_products(own, student, teacher, weights_MN, sides, piece)
                 else:
                     runs = own.runs(student, piece, "student")
                     scores = own.scores([*runs, *own.runs(teacher, piece, "teacher")], piece, there)
                     _backward_by_scores(own, runs, scores, weights_MN, sides, piece)
-
-        with torch.autocast(flat[0].device.type, enabled=False):
-            shared_out(list(pieces), write, pieces.workers)
         return (None, None, None, None, None, *grads)
 
 
-def _sums(
-    pieces: Pieces, layers: Sequence[Layer], m: int, squares: bool, share: Sequence[Piece]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of some pieces, in float64 over the unit of the scores: Σ (A_i - A_j)² of all pairs [M, N], Σ A_j² [N] where it
-    is wanted, and for small tensors on a CPU Σ A² of all layers [M + N]."""
-    pieces = pieces.for_worker()
+def _sums(pieces: Pieces, layers: Sequence[Layer], m: int, squares: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """In float64 over the unit of the scores: Σ (A_i - A_j)² of all pairs [M, N], Σ A_j² [N] where it is wanted, and
+    for small tensors on a CPU Σ A² of all layers [M + N]."""
+    pieces = pieces.with_space()
     given = 0 if pieces.given is None else len(pieces.given)
     total_MN = torch.zeros(m, len(layers) - m + given, dtype=torch.float64, device=layers[0].query.tensor.device)
     squares_N = torch.zeros_like(total_MN[0])
     norms = torch.zeros(sum(total_MN.shape), dtype=torch.float64)
-    for piece in share:
+    for piece in pieces:
         if piece.products:
             total_MN += _by_products(pieces, layers, piece, m, squares_N)
             continue
@@ -146,7 +137,7 @@ def _backward_by_scores(
     mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(scores.dtype)
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
     grad_scores = pieces.space("grad", (sum(counts), *scores.shape[1:]))
-    torch.mm(mix, scores.flatten(1), out=grad_scores.flatten(1))
+    _mix(mix, scores.flatten(1), grad_scores.flatten(1))
     left = iter(sides)
     for run, count, grad in zip(student, counts, torch.split(grad_scores, counts), strict=True):
         da, own = grad.flatten(0, 1), list(islice(left, count))
@@ -160,6 +151,20 @@ def _backward_by_scores(
                     pieces.give(to, values, piece)
 
 
+def _mix(weights_MS: Tensor, rows_SK: Tensor, out_MK: Tensor) -> None:
+    """Σ_s w_is x_sk into ``out_MK``; a plan's few weights cost less one by one than a product with all rows."""
+    m, s = weights_MS.shape
+    if not on_cpu(weights_MS) or int(weights_MS.count_nonzero()) > 2 * s:
+        torch.mm(weights_MS, rows_SK, out=out_MK)
+        return
+    rows = rows_SK.unbind(0)
+    for i, (out, weights) in enumerate(zip(out_MK.unbind(0), weights_MS.tolist(), strict=True)):
+        torch.mul(rows[i], weights[i], out=out)
+        for j in range(m, s):
+            if weights[j]:
+                out.add_(rows[j], alpha=weights[j])
+
+
 def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor) -> Tensor:
     """⟨A_i, A_j⟩ = ⟨Q_iᵀQ_j, K_iᵀK_j⟩ head by head, so no score is made; [M, N] sums of squared differences.
 
@@ -167,8 +172,8 @@ def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, 
     """
     taken = [_Taken(pieces, layer, piece) for layer in layers]
     student, teacher = taken[:m], taken[m:]
-    norms = torch.stack([_inner(t.query, t.key, t.query, t.key).sum() * t.factor**2 for t in taken])
     sides = [(torch.cat([t.query for t in ts], 2), torch.cat([t.key for t in ts], 2)) for ts in (student, teacher)]
+    norms = torch.stack([_inner(t.query, t.key, t.query, t.key).sum() * t.factor**2 for t in taken])
     inner = _inner(*sides[0], *sides[1])
     blocks = [
         torch.split(row, [t.query.shape[2] for t in teacher], 1)

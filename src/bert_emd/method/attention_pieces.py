@@ -20,7 +20,6 @@ from torch import Tensor
 from bert_emd.method.exact16 import exact_products
 from bert_emd.method.pair_sums import is_small, on_cpu, result_dtype
 from bert_emd.method.scores import QueryKey, Scores
-from bert_emd.method.workers import piece_of_worker, worker_count
 
 __all__ = ["Layer", "Piece", "Pieces", "Run", "Side"]
 
@@ -36,10 +35,6 @@ _SHORTEST_FOR_PRODUCTS = 128
 # Rows of a CPU are put together where a row's queries have fewer elements than this, or have to be copied anyway: on
 # short rows the calls cost more than the copy.
 _SHORT_ROW = 1 << 15
-# Fewer scores of a layer than this are not worth sharing out.
-_SHARED_FROM = 1 << 18
-# Elements of scores that all threads together may hold at once: fewer threads make those of very long rows.
-_MOST_SCORES = 1 << 26
 # How much larger than its rows' own scores a piece of several rows may be.
 _PADDING = 1.15
 
@@ -133,8 +128,9 @@ class Pieces:
         self.unit = 1.0 if self.given is not None else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
-        # The processor's bfloat16 units make the same scores in less than half the time.
-        self._exact = self.on_cpu and self.given is None and all(t.dtype == torch.bfloat16 for t in tensors)
+        # Over a head's width the processor's bfloat16 units add up as exactly as its float32 units, in half the time;
+        # over a row's length, in d x d products, they do not.
+        self._sixteen = self.on_cpu and all(t.dtype == torch.bfloat16 for t in tensors)
         self._lengths = lengths.tolist() if self.on_cpu else []
         self._layers = len(student) + len(teacher)
         self._device = first.device
@@ -142,20 +138,6 @@ class Pieces:
         widths = [q.shape[3] for q, _ in pairs]
         self._widths = sum(widths[: len(student)]), sum(widths[len(student) :])
         self._all_heads = sum(q.shape[1] * q.shape[3] for q, _ in pairs)
-        self.workers = self._threads()
-        """Among how many threads the pieces are shared out."""
-        self._most = piece_of_worker(_PIECE["cpu"], self.workers)
-
-    def _threads(self) -> int:
-        """As many as torch has, where there is enough to do and the scores that each may have to make at once fit.
-
-        One where products are exact in bfloat16: the whole process has one setting for them.
-        """
-        if not self.on_cpu or self._exact or self.elements < _SHARED_FROM:
-            return 1
-        # Products make the scores of two layers where a pair nearly agrees.
-        most = max(((2 if self._products_win(n) else self._layers) * n**2 for n in self._lengths), default=0)
-        return max(1, min(worker_count(), _MOST_SCORES // max(1, most)))
 
     def factor_of(self, query: Tensor) -> float:
         """1/√d, over the number of heads where their mean is compared."""
@@ -181,14 +163,11 @@ class Pieces:
             index = None if self._starts_with_all(row) else self.kept[row].nonzero().squeeze(1)  # type: ignore[index]
             step, products = self.heads, self._products_win(length)
             if products:
-                step = max(1, min(step, _PIECE_OF_PRODUCTS // (self.workers * sum(self._widths) * length)))
+                step = max(1, min(step, _PIECE_OF_PRODUCTS // (sum(self._widths) * length)))
             elif not self.average:
                 copied = self._copied or index is not None
-                most = piece_of_worker(_PIECE_OF_ROW, self.workers) if copied else self._most
+                most = _PIECE_OF_ROW if copied else _PIECE["cpu"]
                 step = max(1, min(step, most // self._size(length, copied=copied)))
-            if not self.average:
-                # Pieces for every worker, where there are that many heads.
-                step = max(1, min(step, self.heads * self.batch // self.workers))
             step = -(-self.heads // -(-self.heads // step))  # as many pieces, of like size
             for start in range(0, self.heads, step):
                 heads = slice(start, min(start + step, self.heads))
@@ -196,7 +175,6 @@ class Pieces:
 
     def _groups(self) -> Iterator[list[int]]:
         """Rows of like length that are taken together, the longest first; rows with holes alone."""
-        most = -(-self.batch // self.workers)  # rows of one worker's fair share
         group: list[int] = []
         used = longest = 0
         widest = max(self._widths) // max(1, self._layers // 2)
@@ -211,8 +189,8 @@ class Pieces:
                 continue
             rows = len(group) + 1
             size = rows * (1 if self.average else self.heads) * self._size(longest, copied=True)
-            fits = rows * longest**2 <= _PADDING * (used + length**2) and size <= self._most
-            if 0 < len(group) < most and fits:
+            fits = rows * longest**2 <= _PADDING * (used + length**2) and size <= _PIECE["cpu"]
+            if group and fits:
                 group.append(row)
                 used += length**2
                 continue
@@ -337,7 +315,7 @@ class Pieces:
         found = self.space("scores", (sum(counts) + len(teacher), *shape))
         if teacher:
             self._copy(teacher, piece, found[sum(counts) :])
-        with exact_products() if self._exact else nullcontext():
+        with exact_products() if self._sixteen else nullcontext():
             for scores, run in zip(torch.split(found[: sum(counts)], counts), runs, strict=True):
                 out, key = scores.flatten(0, 1), run.key.transpose(1, 2)
                 factor = run.layers[0].factor / self.unit
@@ -377,7 +355,7 @@ class Pieces:
             self._spaces[name] = torch.empty(size, dtype=dtype or self.dtype, device=self._device)
         return self._spaces[name][:size].view(shape)
 
-    def for_worker(self) -> Pieces:
+    def with_space(self) -> Pieces:
         """The same with space of its own, which goes with it: between forward and backward it would be in the way."""
         own = copy.copy(self)
         own._spaces = {}
