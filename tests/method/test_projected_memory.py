@@ -53,6 +53,35 @@ class TestMemory:
         assert cost.grad_fn is not None
         assert kept() is None
 
+    @pytest.mark.parametrize("mask", ["none", "ragged", "holes"])
+    @pytest.mark.parametrize(("kind", "times"), [("shared", 3), ("own", 3), ("shared", 2)])
+    def test_in_float32_they_stay_where_the_teacher_has_three_times_as_many(
+        self, kind: str, times: int, mask: str
+    ) -> None:
+        """The test above has 3 layers and 4."""
+        ours, saved = setting(kind, self.SIZE), []
+        teacher, keep = teacher_of(ours, None) * times, masks(*self.SIZE[:2])[mask]
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(weakref.ref(t)) or t, lambda t: t)
+        with hooks:
+            cost = hidden_distances(ours.inside(), teacher, keep)
+        known = {t.data_ptr() for t in (*teacher, *ours.leaves)}
+        wide = [t for ref in saved if (t := ref()) is not None and t.data_ptr() not in known]
+        rows = int(keep.sum()) if mask == "holes" else self.SIZE[0] * self.SIZE[1]
+        assert sum(t.numel() for t in wide) == (3 * rows * 96 if times == 3 else 0)
+        assert all(t.dtype == torch.float32 for t in wide)
+        kept = [weakref.ref(t) for t in wide]
+        del wide
+        weights = torch.linspace(-1, 1, cost.numel()).view_as(cost)
+        (cost * weights).sum().backward()
+        assert not any(ref() is not None for ref in kept)
+        exact = ours.copy(torch.float64)
+        truth = reference.hidden_costs(exact.outside(), [t.double() for t in teacher], keep)
+        torch.testing.assert_close(cost.double(), truth, rtol=1e-6, atol=0)
+        (truth * weights.double()).sum().backward()
+        for leaf, other in zip(ours.leaves, exact.leaves, strict=True):
+            atol = 1e-5 * float(other.grad.abs().max())
+            torch.testing.assert_close(leaf.grad.double(), other.grad, rtol=1e-5, atol=atol)
+
     @pytest.mark.parametrize("reason", ["no_grad", "nothing asks"])
     def test_nothing_stays_where_no_backward_follows(self, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})

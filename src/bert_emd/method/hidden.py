@@ -1,8 +1,7 @@
 """The hidden distances and their gradient, streamed over pieces of rows that fit a cache.
 
-Layers that have yet to be projected are projected piece by piece as well. In float32 that happens in forward and again
-in backward, so that no tensor of the teacher's width is made of a whole student layer; under autocast its 16 bits are
-kept in between.
+Layers that have yet to be projected are projected piece by piece as well. Their rows are kept for backward in the 16
+bits of autocast, and in float32 where they are few against the teacher's; elsewhere they are projected again.
 
 Legend: B batch, L tokens, d student width, D teacher width,
 M student layers, N teacher layers, R rows of a piece, m layers of a run (student layers that follow each other and
@@ -28,6 +27,8 @@ __all__ = ["streamed_hidden_distances"]
 _Parts = tuple[Any, Any, Sequence[Any]]
 # Below this part of the norms the rounding of a float32 projection shows in a cost.
 _ROUNDED = 3e-4
+# In float32 projected rows are kept up to this part of the teacher's states, which are there anyway.
+_MOST_KEPT = 1 / 3
 
 
 def streamed_hidden_distances(
@@ -69,10 +70,16 @@ class _HiddenDistances(torch.autograd.Function):
         dtype = result_dtype([t for t in tensors if t is not None])
         rows = ctx.rows = Rows(mask, teacher[0], sum(lengths) + len(teacher), dtype)
         ctx.count = rows.count * rows.width
-        wide = [_kept_of(rows, autocast, *parts) if follows else None for parts in of_runs]
-        ctx.save_for_backward(*wide, *tensors)
+        keeps = follows and _keeps(rows, autocast, of_runs, len(teacher))
+        wide = [_kept_of(rows, autocast, *parts) if keeps else None for parts in of_runs]
         with torch.autocast(rows.device.type, enabled=False):
-            total_MN, squares_N = _totals(rows, autocast, of_runs, wide, teacher, squares)
+            found = _totals(rows, autocast, of_runs, wide, teacher, squares)
+            if found is None:
+                wide = [None for _ in of_runs]
+                found = _totals(rows.precise(), autocast, of_runs, wide, teacher, squares)
+        assert found is not None
+        total_MN, squares_N = found
+        ctx.save_for_backward(*wide, *tensors)
         if squares_N is not None:
             squares_N /= ctx.count
             ctx.mark_non_differentiable(squares_N)
@@ -111,8 +118,11 @@ def _totals(
     wide: Sequence[Tensor | None],
     teacher: Sequence[Tensor],
     squares: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Σ (y - t)² of all pairs, [M, N] float64, and Σ t², [N] float64, where it is wanted."""
+) -> tuple[Tensor, Tensor | None] | None:
+    """Σ (y - t)² of all pairs, [M, N] float64, and Σ t², [N] float64, where it is wanted.
+
+    None where a float32 projection would round too much of these sums away, as far as a CPU's first piece tells.
+    """
     m, n = sum(len(states) for _, _, states in of_runs), len(teacher)
     projects = any(weight is not None for weight, _, _ in of_runs)
     # Where it is no wait: whether a float32 projection is exact enough for these costs.
@@ -131,17 +141,23 @@ def _totals(
         if look and piece.start == 0:
             norms = torch.linalg.vector_norm(stacked, dim=1).double().square()
             if (total_MN < _ROUNDED * (norms[:m, None] + norms[m:])).any():
-                return _totals(rows.precise(), autocast, of_runs, wide, teacher, squares)
+                return None
     return total_MN, squares_N
+
+
+def _keeps(rows: Rows, autocast: torch.dtype | None, of_runs: Sequence[_Parts], n: int) -> bool:
+    """Whether backward finds the projected rows: in 16 bits, or where they are few; else it projects again."""
+    m = sum(len(states) for weight, _, states in of_runs if weight is not None)
+    return rows.dtype != torch.float64 and (autocast is not None or m <= _MOST_KEPT * n)
 
 
 def _kept_of(
     rows: Rows, autocast: torch.dtype | None, weight: Tensor | None, bias: Tensor | None, states: Sequence[Tensor]
 ) -> Tensor | None:
-    """Room for a run's projected rows, piece after piece, where 16 bits hold them; else they are made twice."""
-    if weight is None or autocast is None or rows.dtype == torch.float64:
+    """Room for a run's projected rows, piece after piece."""
+    if weight is None:
         return None
-    return torch.empty(len(states) * rows.total * rows.width, dtype=autocast, device=rows.device)
+    return torch.empty(len(states) * rows.total * rows.width, dtype=autocast or rows.dtype, device=rows.device)
 
 
 def _parted(flat: Sequence[Any], lengths: list[int]) -> tuple[list[_Parts], Sequence[Any]]:
@@ -203,7 +219,7 @@ def _subtract(total_MRD: Tensor, student_MRD: Tensor, t: Tensor, weights_M: Tens
 
 
 class _Run:
-    """The layers of a run in the teacher's width: Y = S Wᵀ + b, or S itself; ``wide`` is `_kept_of` its rows."""
+    """The layers of a run in the teacher's width: Y = S Wᵀ + b, or S itself; ``wide``: `_kept_of` its rows or None."""
 
     def __init__(
         self,
