@@ -209,3 +209,23 @@ def test_switches_need_real_data(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--data-dir and --encoder" in done.stderr
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 6), (4, 12), (6, 12), (12, 24)])
+def test_distances_grow_with_as_many_weights_as_a_plan_has(m: int, n: int) -> None:
+    from benchmarks.growth import _loops, _plan, _streamed
+
+    plan = _plan(m, n)
+    assert int((plan > 0).sum()) == m + n - 1
+    assert plan.sum().item() == pytest.approx(1, abs=1e-6)
+
+    def pairs(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        draw = torch.Generator().manual_seed(seed)
+        return [
+            (torch.randn(2, 3, 5, 4, generator=draw), torch.randn(2, 3, 5, 4, generator=draw)) for _ in range(count)
+        ]
+
+    layers = pairs(m, 1), pairs(n, 2), [q for q, _ in pairs(m, 3)], [q for q, _ in pairs(n, 4)]
+    states = [[x.flatten(1, 2) for x in side] for side in layers[2:]]
+    for ours, loop in zip(_streamed(*layers[:2], *states), _loops(*layers[:2], *states), strict=True):
+        torch.testing.assert_close(ours, loop)
