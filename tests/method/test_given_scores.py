@@ -111,7 +111,9 @@ def test_they_keep_their_digits_where_student_and_teacher_nearly_agree(
 
 
 def test_over_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
+    pieces = sys.modules["bert_emd.method.attention_pieces"]
+    monkeypatch.setattr(pieces, "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
+    monkeypatch.setattr(pieces, "_PIECE_OF_ROW", 1 << 12)
     student, teacher = layers(2, 0, SHORT, torch.float32), layers(3, 50, SHORT, torch.float32)
     keep = a_mask("holes", SHORT[0], SHORT[2])
     scores, whole = given(teacher, keep, torch.float16)

@@ -76,6 +76,7 @@ def paired(flat: Sequence[Tensor]) -> list[QueryKey]:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("hidden_pieces", "attention_pieces"):
         monkeypatch.setattr(sys.modules[f"bert_emd.method.{module}"], "_PIECE", {"cpu": 1 << 16, "other": 1 << 16})
+    monkeypatch.setattr(sys.modules["bert_emd.method.attention_pieces"], "_PIECE_OF_ROW", 1 << 16)
 
 
 def weights_of_pairs(m: int, n: int) -> Tensor:

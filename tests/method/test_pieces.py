@@ -17,6 +17,7 @@ from bert_emd.method.attention_pieces import Pieces
 BATCH, LENGTH, HEADS, WIDTH = 6, 24, 3, 8
 MASK = (torch.arange(LENGTH) < torch.tensor([24, 20, 20, 13, 24, 6])[:, None]).long()
 SCATTERED = (torch.arange(LENGTH) < torch.tensor([6, 24, 5, 7, 9, 6])[:, None]).long()
+HOLES = MASK * (torch.arange(LENGTH) % 4 != 1)
 
 
 normal = partial(reference.normal, dtype=torch.float32)
@@ -34,13 +35,11 @@ Costs = Callable[[Sequence[Tensor]], Tensor]
 
 
 def attention(
-    mask: Tensor | None, teachers: int, *, width: int = WIDTH, given: bool = False
+    mask: Tensor | None, teachers: int, *, width: int = WIDTH, given: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], Costs, Costs]:
-    student = [normal(i, BATCH, HEADS, LENGTH, width) * (1 + i) for i in range(4)]
-    teacher = [
-        (normal(9 + i, BATCH, HEADS, LENGTH, WIDTH), normal(19 + i, BATCH, HEADS, LENGTH, WIDTH))
-        for i in range(1, teachers + 1)
-    ]
+    student = [(normal(i, BATCH, HEADS, LENGTH, width) * (1 + i)).to(dtype) for i in range(4)]
+    shape = BATCH, HEADS, LENGTH, WIDTH
+    teacher = [(normal(9 + i, *shape).to(dtype), normal(19 + i, *shape).to(dtype)) for i in range(1, teachers + 1)]
     there: Sequence[tuple[Tensor, Tensor]] | Scores = teacher
     if given:
         keep = torch.ones(BATCH, LENGTH) if mask is None else mask
@@ -50,7 +49,12 @@ def attention(
     def pairs(x: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         return list(zip(x[::2], x[1::2], strict=True))
 
-    assert len(list(Pieces(mask, pairs(student), teacher, False))) >= BATCH
+    pieces = list(Pieces(mask, pairs(student), there, False))
+    assert len(pieces) >= (BATCH if mask is not SCATTERED else 2)
+    if mask is HOLES or dtype == torch.bfloat16:
+        # A row's heads, copied, in several pieces.
+        assert any(piece.heads.stop - piece.heads.start < HEADS for piece in pieces)
+    assert any(piece.index is not None for piece in pieces) == (mask is HOLES)
     return (
         student,
         lambda x: attention_distances(pairs(x), there, mask),
@@ -62,12 +66,13 @@ CASES = {
     "attention": attention,
     "other width": partial(attention, width=5),
     "given scores": partial(attention, given=True),
+    "bfloat16": partial(attention, dtype=torch.bfloat16),
 }
 
 
 @pytest.mark.parametrize("teachers", [2, 7])
 @pytest.mark.parametrize("every", [1, 3], ids=["all pairs", "every third pair"])
-@pytest.mark.parametrize("mask", [None, MASK, SCATTERED], ids=["no mask", "mask", "scattered"])
+@pytest.mark.parametrize("mask", [None, MASK, SCATTERED, HOLES], ids=["no mask", "mask", "scattered", "holes"])
 @pytest.mark.parametrize("case", CASES)
 def test_costs_and_gradients_are_the_loops(case: str, mask: Tensor | None, every: int, teachers: int) -> None:
     """With weights for few pairs, as a plan has, and for all."""
@@ -81,7 +86,8 @@ def test_costs_and_gradients_are_the_loops(case: str, mask: Tensor | None, every
     (truth * weights).sum().backward()
     torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
     for a, b in zip(leaves, exact, strict=True):
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=1e-5 * float(b.grad.abs().max()))
+        resolution = 1e-5 if a.dtype == torch.float32 else torch.finfo(a.dtype).eps
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=resolution, atol=1e-5 * float(b.grad.abs().max()))
 
     again = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     second = ours(again)

@@ -172,8 +172,8 @@ def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, 
     """
     taken = [_Taken(pieces, layer, piece) for layer in layers]
     student, teacher = taken[:m], taken[m:]
-    sides = [(torch.cat([t.query for t in ts], 2), torch.cat([t.key for t in ts], 2)) for ts in (student, teacher)]
     norms = torch.stack([_inner(t.query, t.key, t.query, t.key).sum() * t.factor**2 for t in taken])
+    sides = [(torch.cat([t.query for t in ts], 2), torch.cat([t.key for t in ts], 2)) for ts in (student, teacher)]
     inner = _inner(*sides[0], *sides[1])
     blocks = [
         torch.split(row, [t.query.shape[2] for t in teacher], 1)

@@ -128,8 +128,8 @@ class Pieces:
         self.unit = 1.0 if self.given is not None else self.factor_of(pairs[-1][0])
         """What the teacher's scores are multiplied by: they are kept without it, which saves a pass over them."""
         self._copied = any(t.dtype != self.dtype for t in tensors)
-        # Over a head's width the processor's bfloat16 units add up as exactly as its float32 units, in half the time;
-        # over a row's length, in d x d products, they do not.
+        # Over a head's width the processor's bfloat16 units add up as exactly as its float32 units, in half the time,
+        # and nearly so over all heads' (averages); over a row's length, in d x d products, costs would show it.
         self._sixteen = self.on_cpu and all(t.dtype == torch.bfloat16 for t in tensors)
         self._lengths = lengths.tolist() if self.on_cpu else []
         self._layers = len(student) + len(teacher)

@@ -17,7 +17,8 @@ def exact_products() -> Iterator[None]:
 
     The product of two bfloat16 numbers is a float32 number, and sums are float32 all the same: where the factors are
     bfloat16 numbers in float32 tensors nothing is rounded that would not be rounded otherwise, and the processor's
-    bfloat16 units are several times as fast. A CPU without them ignores the setting, torch before 2.9 does not have it.
+    bfloat16 units are several times as fast. The setting is the whole process's, so no other thread should multiply
+    float32 meanwhile. A CPU without such units ignores it, torch before 2.9 does not have it.
     """
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if settings is None or not hasattr(settings, "fp32_precision"):

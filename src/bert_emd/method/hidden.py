@@ -27,8 +27,8 @@ __all__ = ["streamed_hidden_distances"]
 _Parts = tuple[Any, Any, Sequence[Any]]
 # Below this part of the norms the rounding of a float32 projection shows in a cost.
 _ROUNDED = 3e-4
-# In float32 projected rows are kept up to this part of the teacher's states, which are there anyway.
-_MOST_KEPT = 1 / 3
+# In float32 projected rows are kept where the teacher has so many times as many layers, which are there anyway.
+_MANY_TIMES = 3
 
 
 def streamed_hidden_distances(
@@ -148,7 +148,7 @@ def _totals(
 def _keeps(rows: Rows, autocast: torch.dtype | None, of_runs: Sequence[_Parts], n: int) -> bool:
     """Whether backward finds the projected rows: in 16 bits, or where they are few; else it projects again."""
     m = sum(len(states) for weight, _, states in of_runs if weight is not None)
-    return rows.dtype != torch.float64 and (autocast is not None or m <= _MOST_KEPT * n)
+    return rows.dtype != torch.float64 and (autocast is not None or _MANY_TIMES * m <= n)
 
 
 def _kept_of(
@@ -183,20 +183,20 @@ class _Mix:
         projected = [run.projects for run in runs for _ in run.states]
         self.projected_M = torch.tensor(projected, device=rows.device)
         self.own_M = torch.where(self.projected_M, weights_MN.sum(1), 0.0).to(rows.dtype)[:, None, None]
-        self.teacher = Space(rows, 1, rows.width, rows.dtype)
+        self.teacher_room = Space(rows, 1, rows.width, rows.dtype)
         self.total = Space(rows, len(projected), rows.width, rows.dtype)
         # Room for Y, where its differences are taken; elsewhere G grows out of it.
-        self.student = self.total if all(projected) else Space(rows, len(projected), rows.width, rows.dtype)
+        self.student_room = self.total if all(projected) else Space(rows, len(projected), rows.width, rows.dtype)
 
     def of(self, teacher: Sequence[Tensor], piece: slice) -> Tensor:
         """[M, R, D], of the teacher's layers that have a weight; the next piece overwrites it."""
-        student_MRD, total_MRD = self.student.of(piece), self.total.of(piece)
+        student_MRD, total_MRD = self.student_room.of(piece), self.total.of(piece)
         counts = [len(run.states) for run in self.runs]
         for run, wide_mRD in zip(self.runs, torch.split(student_MRD, counts), strict=True):
             run.project(wide_mRD, piece, again=True)
         torch.mul(student_MRD, self.own_M, out=total_MRD)
         for layer, weights_M in zip(teacher, self.weights_MN.T, strict=True):
-            t = self.rows.view(layer, piece, self.teacher.of(piece))
+            t = self.rows.view(layer, piece, self.teacher_room.of(piece))
             _subtract(total_MRD, student_MRD, t, weights_M, self.projected_M)
         return total_MRD
 

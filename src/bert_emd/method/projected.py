@@ -17,13 +17,13 @@ __all__ = ["Projected", "State"]
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    r"""A student layer in the teacher's width, without a tensor of that width that anybody has to keep.
+    r"""A student layer in the teacher's width, projected where it is compared.
 
     .. math:: Y = S W^\top + b
 
     `bert_emd.method.hidden_distances` takes it in place of a tensor and makes Y a few rows at a time. Under autocast,
-    and where the projected layers are at most a third as many as the teacher's, the rows that the mask keeps stay until
-    backward; else they are made again there. State, weight and bias get their gradients.
+    and where the projected layers are at most a third as many as the teacher's, they stay until backward, without most
+    of the padding; else they are made again there. State, weight and bias get their gradients.
 
     Args:
         state: S, [B, L, d].

@@ -126,10 +126,10 @@ def layout_of(features: Features, lengths: Sequence[int] = (), *, scores: bool =
         scores: whether attention scores will do for queries and keys; they are kept where they take less room.
     """
     by_factors = Layout(blocks=_blocks(features, scores=False))
-    heads = [query.shape[1] for query, _ in filter(None, features.attention)]
-    if not scores or len(set(heads)) != 1:
+    shapes = [(query.shape[1], query.shape[3]) for query, _ in filter(None, features.attention)]
+    if not scores or len(set(shapes)) != 1:
         return by_factors
-    by_scores = Layout(blocks=_blocks(features, scores=True), scores=(len(heads), heads[0]))
+    by_scores = Layout(blocks=_blocks(features, scores=True), scores=(len(shapes), shapes[0][0]))
     tokens = np.asarray(lengths, dtype=np.int64)
     less = by_scores.elements(tokens).sum() < by_factors.elements(tokens).sum()
     return by_scores if less else by_factors
