@@ -58,7 +58,7 @@ class TestMemory:
     def test_in_float32_they_stay_where_the_teacher_has_three_times_as_many(
         self, kind: str, layers: int, mask: str
     ) -> None:
-        """The test above has 3 layers and 4."""
+        """Three student layers; the first test has four of the teacher's."""
         ours, saved = setting(kind, self.SIZE), []
         teacher, keep = (teacher_of(ours, None) * 3)[:layers], masks(*self.SIZE[:2])[mask]
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(weakref.ref(t)) or t, lambda t: t)

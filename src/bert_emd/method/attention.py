@@ -78,6 +78,9 @@ class AttentionDistances(torch.autograd.Function):
         student = [layers[i] for i in wanted]
         teacher, there = ([layers[m + j] for j in needed], []) if pieces.given is None else ([], needed)
 
+        # dA_i = Σ_j g_ij (A_i - A_j), over √d
+        factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for layer in student])
+        mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(pieces.dtype)
         own = pieces.with_space()
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
@@ -86,7 +89,7 @@ class AttentionDistances(torch.autograd.Function):
                 else:
                     runs = own.runs(student, piece, "student")
                     scores = own.scores([*runs, *own.runs(teacher, piece, "teacher")], piece, there)
-                    _backward_by_scores(own, runs, scores, weights_MN, sides, piece)
+                    _backward_by_scores(own, runs, scores, mix, sides, piece)
         return (None, None, None, None, None, *grads)
 
 
@@ -127,14 +130,12 @@ def _backward_by_scores(
     pieces: Pieces,
     student: Sequence[Run],
     scores: Tensor,
-    weights_MN: Tensor,
+    mix: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: Piece,
 ) -> None:
-    """With A = QKᵀ/√d: dA_i = Σ_j g_ij (A_i - A_j), then dQ = dA K/√d and dK = dAᵀ Q/√d."""
+    """With A = QKᵀ/√d: dA_i/√d is what ``mix`` [M, M + N] makes of all scores, then dQ = dA K/√d and dK = dAᵀ Q/√d."""
     counts = [len(run.layers) for run in student]
-    factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for run in student for layer in run.layers])
-    mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(scores.dtype)
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
     grad_scores = pieces.space("grad", (sum(counts), *scores.shape[1:]))
     _mix(mix, scores.flatten(1), grad_scores.flatten(1))
