@@ -10,12 +10,13 @@ import math
 from typing import Any
 
 import numpy as np
-import ot
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from bert_emd.pot import ot
 
 __all__ = ["ReferenceMethod"]
 

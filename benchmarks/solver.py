@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import numpy as np
-import ot
 
 from benchmarks.harness import summary
 from bert_emd import transport_plan
+from bert_emd.pot import ot
 
 __all__ = ["solver"]
 

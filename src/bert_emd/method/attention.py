@@ -78,9 +78,7 @@ class AttentionDistances(torch.autograd.Function):
         student = [layers[i] for i in wanted]
         teacher, there = ([layers[m + j] for j in needed], []) if pieces.given is None else ([], needed)
 
-        # dA_i = Σ_j g_ij (A_i - A_j), over √d
-        factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for layer in student])
-        mix = (torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors).to(pieces.dtype)
+        mix = _Mix(pieces, student, weights_MN)
         own = pieces.with_space()
         with torch.autocast(flat[0].device.type, enabled=False):
             for piece in pieces:
@@ -88,8 +86,8 @@ class AttentionDistances(torch.autograd.Function):
                     _backward_by_products(own, student, teacher, weights_MN, sides, piece)
                 else:
                     runs = own.runs(student, piece, "student")
-                    scores = own.scores([*runs, *own.runs(teacher, piece, "teacher")], piece, there)
-                    _backward_by_scores(own, runs, scores, mix, sides, piece)
+                    grad_scores = mix.of(own, runs, own.runs(teacher, piece, "teacher"), there, piece)
+                    _backward_by_scores(own, runs, grad_scores, sides, piece)
         return (None, None, None, None, None, *grads)
 
 
@@ -126,19 +124,71 @@ def _in_float64(mask: Tensor | None, student: QueryKey, teacher: QueryKey | Scor
     return total
 
 
+class _Mix:
+    """dA_i = Σ_j g_ij (A_i - A_j), over √d: Σ_s w_is A_s over the layers s of both sides, the student's own first.
+
+    The scores are those over their unit; ``weights_MN`` are the g_ij of the teacher's layers that have any.
+    """
+
+    def __init__(self, pieces: Pieces, student: Sequence[Layer], weights_MN: Tensor) -> None:
+        factors = weights_MN.new_tensor([[layer.factor * pieces.unit] for layer in student])
+        weights_MS = torch.cat([torch.diag(weights_MN.sum(1)), -weights_MN], 1) * factors
+        self.weights_MS = weights_MS.to(pieces.dtype)
+        # A plan's few weights cost less one by one than a product with all rows.
+        self.sparse = on_cpu(weights_MS) and int(weights_MS.count_nonzero()) <= 2 * weights_MS.shape[1]
+        if self.sparse:
+            m, rows = len(weights_MS), self.weights_MS.tolist()
+            self.own = [row[i] for i, row in enumerate(rows)]
+            self.users = [[(i, w) for i, w in enumerate(column) if w] for column in list(zip(*rows, strict=True))[m:]]
+            """Of each of the teacher's layers, the i that it has a weight for, and the weight."""
+
+    def of(
+        self, pieces: Pieces, student: Sequence[Run], teacher: Sequence[Run], there: Sequence[int], piece: Piece
+    ) -> Tensor:
+        """[M, n, l, l] of a piece; ``there``: the teacher's layers whose scores need not be made."""
+        m, shape = len(self.weights_MS), (pieces.matrices(piece), piece.length, piece.length)
+        out = pieces.space("grad", (m, *shape))
+        if self.sparse and not there and pieces.one_by_one(piece):
+            self._grow(pieces, student, teacher, pieces.space("scores", shape), out.unbind(0))
+            return out
+        scores = pieces.scores([*student, *teacher], piece, there)
+        if not self.sparse:
+            torch.mm(self.weights_MS, scores.flatten(1), out=out.flatten(1))
+            return out
+        outs, layers = out.unbind(0), scores.unbind(0)
+        for to, own, w in zip(outs, layers[:m], self.own, strict=True):
+            torch.mul(own, w, out=to)
+        for users, other in zip(self.users, layers[m:], strict=True):
+            for i, w in users:
+                outs[i].add_(other, alpha=w)
+        return out
+
+    def _grow(
+        self, pieces: Pieces, student: Sequence[Run], teacher: Sequence[Run], room: Tensor, outs: Sequence[Tensor]
+    ) -> None:
+        """The same from runs of one layer each: scores that have one user are made where they are added up."""
+        for to, run, w in zip(outs, student, self.own, strict=True):
+            pieces.multiply(run, to, weight=w)
+        for users, run in zip(self.users, teacher, strict=True):
+            if len(users) == 1:
+                ((i, w),) = users
+                pieces.multiply(run, outs[i], weight=w, add=True)
+                continue
+            pieces.multiply(run, room)
+            for i, w in users:
+                outs[i].add_(room, alpha=w)
+
+
 def _backward_by_scores(
     pieces: Pieces,
     student: Sequence[Run],
-    scores: Tensor,
-    mix: Tensor,
+    grad_scores: Tensor,
     sides: Sequence[tuple[Tensor | None, Tensor | None]],
     piece: Piece,
 ) -> None:
-    """With A = QKᵀ/√d: dA_i/√d is what ``mix`` [M, M + N] makes of all scores, then dQ = dA K/√d and dK = dAᵀ Q/√d."""
+    """With A = QKᵀ/√d and dA/√d, [M, n, l, l]: dQ = dA K/√d and dK = dAᵀ Q/√d."""
     counts = [len(run.layers) for run in student]
     # Scores of padding are zero on both sides or absent, so dA is zero there and padded rows get no gradient.
-    grad_scores = pieces.space("grad", (sum(counts), *scores.shape[1:]))
-    _mix(mix, scores.flatten(1), grad_scores.flatten(1))
     left = iter(sides)
     for run, count, grad in zip(student, counts, torch.split(grad_scores, counts), strict=True):
         da, own = grad.flatten(0, 1), list(islice(left, count))
@@ -150,20 +200,6 @@ def _backward_by_scores(
             for to, values in zip(wanted, found.chunk(count), strict=True):
                 if to is not None:
                     pieces.give(to, values, piece)
-
-
-def _mix(weights_MS: Tensor, rows_SK: Tensor, out_MK: Tensor) -> None:
-    """Σ_s w_is x_sk into ``out_MK``; a plan's few weights cost less one by one than a product with all rows."""
-    m, s = weights_MS.shape
-    if not on_cpu(weights_MS) or int(weights_MS.count_nonzero()) > 2 * s:
-        torch.mm(weights_MS, rows_SK, out=out_MK)
-        return
-    rows = rows_SK.unbind(0)
-    for i, (out, weights) in enumerate(zip(out_MK.unbind(0), weights_MS.tolist(), strict=True)):
-        torch.mul(rows[i], weights[i], out=out)
-        for j in range(m, s):
-            if weights[j]:
-                out.add_(rows[j], alpha=weights[j])
 
 
 def _by_products(pieces: Pieces, layers: Sequence[Layer], piece: Piece, m: int, squares_N: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ _PIECE_OF_PRODUCTS = 1 << 24
 _SHORTEST_FOR_PRODUCTS = 128
 # Rows of a CPU are put together where a row's queries have fewer elements than this, or have to be copied anyway: on
 # short rows the calls cost more than the copy.
-_SHORT_ROW = 1 << 15
+_SHORT_ROW = 1 << 16
 # How much larger than its rows' own scores a piece of several rows may be.
 _PADDING = 1.15
 
@@ -87,6 +87,11 @@ class Piece:
     def length(self) -> int:
         """l, of the longest row."""
         return self.lengths[0]
+
+    @property
+    def chosen(self) -> Sequence[int]:
+        """The rows by number."""
+        return range(self.rows.start, self.rows.stop) if isinstance(self.rows, slice) else self.rows
 
 
 class Pieces:
@@ -229,26 +234,23 @@ class Pieces:
                 # Not a product with zero: padding may hold anything.
                 x = x.masked_fill(~self.kept[piece.rows, None, :, None], 0)
             return x.transpose(1, 2).flatten(2) if self.average else x.flatten(0, 1)
-        (x,) = self._views(side, piece)
-        x = x.to(self.dtype)
+        x = self._cut(side.rows[piece.chosen[0]], piece).to(self.dtype)
         return x.transpose(0, 1).flatten(1).unsqueeze(0) if self.average else x
 
-    def _views(self, side: Side, piece: Piece) -> list[Tensor]:
-        """A CPU's: the piece's rows, each [heads, l, d] with what is behind it up to the longest."""
-        rows = range(piece.rows.start, piece.rows.stop) if isinstance(piece.rows, slice) else piece.rows
-        views = [side.rows[row] for row in rows]
+    def _cut(self, row: Tensor, piece: Piece) -> Tensor:
+        """A CPU's: the piece's part of one of its rows, [heads, l, d], with what is behind it up to the longest."""
         if piece.heads.stop - piece.heads.start < self.heads and not self.average:
-            views = [x[piece.heads] for x in views]
+            row = row[piece.heads]
         if piece.index is not None:
-            return [x.index_select(1, piece.index) for x in views]
-        return [x[:, : piece.length] for x in views] if piece.length < self.length else views
+            return row.index_select(1, piece.index)
+        return row[:, : piece.length] if piece.length < self.length else row
 
     def runs(self, layers: Sequence[Layer], piece: Piece, name: str) -> list[Run]:
         """The queries and keys of these layers, in few tensors where they have to be copied anyway.
 
         The space that is copied to has this name and is used again by the next piece.
         """
-        if not self.on_cpu or (len(piece.lengths) == 1 and not self._copied):
+        if self.one_by_one(piece):
             return [Run([layer], self.take(layer.query, piece), self.take(layer.key, piece)) for layer in layers]
         found: list[Run] = []
         for _, group in groupby(layers, lambda layer: layer.shape):
@@ -258,11 +260,15 @@ class Pieces:
             found.append(Run(run, *(self._together(x, piece, n) for x, n in zip(sides, names, strict=True))))
         return found
 
+    def one_by_one(self, piece: Piece) -> bool:
+        """Whether each layer is a run of its own, as its queries and keys need no copy."""
+        return not self.on_cpu or (len(piece.lengths) == 1 and not self._copied)
+
     def _together(self, sides: Sequence[Side], piece: Piece, name: str) -> Tensor:
         """`take`'s matrices of several layers, copied, what is behind the shorter rows zeroed."""
         _, heads, _, width = sides[0].tensor.shape
         count, b, length = len(sides), len(piece.lengths), piece.length
-        views = [view for side in sides for view in self._views(side, piece)]
+        views = [self._cut(side.rows[row], piece) for side in sides for row in piece.chosen]
         if self.average:
             shape = count * b, length, heads * width
         else:
@@ -285,7 +291,8 @@ class Pieces:
             found.copy_(room)
         return found
 
-    def _matrices(self, piece: Piece) -> int:
+    def matrices(self, piece: Piece) -> int:
+        """n."""
         return len(piece.lengths) * (1 if self.average else piece.heads.stop - piece.heads.start)
 
     def give(self, grad_BHLd: Tensor, values: Tensor, piece: Piece) -> None:
@@ -310,27 +317,29 @@ class Pieces:
 
         Behind them come those layers of the teacher whose scores are there already.
         """
-        counts = [len(run.layers) for run in runs]
-        shape = self._matrices(piece), piece.length, piece.length
-        found = self.space("scores", (sum(counts) + len(teacher), *shape))
+        counts, n, length = [len(run.layers) for run in runs], self.matrices(piece), piece.length
+        found = self.space("scores", (sum(counts) + len(teacher), n, length, length))
         if teacher:
             self._copy(teacher, piece, found[sum(counts) :])
+        made = found[: sum(counts)].flatten(0, 1).split([n * count for count in counts])  # type: ignore[no-untyped-call]
         with exact_products() if self._sixteen else nullcontext():
-            for scores, run in zip(torch.split(found[: sum(counts)], counts), runs, strict=True):
-                out, key = scores.flatten(0, 1), run.key.transpose(1, 2)
-                factor = run.layers[0].factor / self.unit
-                if factor == 1:
-                    torch.bmm(run.query, key, out=out)
-                else:
-                    torch.baddbmm(out, run.query, key, beta=0, alpha=factor, out=out)
+            for out, run in zip(made, runs, strict=True):
+                self.multiply(run, out)
         return found
+
+    def multiply(self, run: Run, out: Tensor, *, weight: float = 1.0, add: bool = False) -> None:
+        """Q Kᵀ/√d over `unit` of a run, times ``weight``, into ``out`` [m·n, l, l], or added to it."""
+        factor = weight * run.layers[0].factor / self.unit
+        if factor == 1 and not add:
+            torch.bmm(run.query, run.key.transpose(1, 2), out=out)
+        else:
+            out.baddbmm_(run.query, run.key.transpose(1, 2), beta=int(add), alpha=factor)
 
     def _copy(self, layers: Sequence[int], piece: Piece, out: Tensor) -> None:
         """A piece of scores that are there already, what is behind the shorter rows zeroed."""
         assert self.given is not None
-        chosen = range(piece.rows.start, piece.rows.stop) if isinstance(piece.rows, slice) else piece.rows
         places = out.unflatten(1, (len(piece.lengths), -1)).unbind(1)  # type: ignore[no-untyped-call]
-        for place, row, kept in zip(places, chosen, piece.lengths, strict=True):
+        for place, row, kept in zip(places, piece.chosen, piece.lengths, strict=True):
             values = self.given.rows[row]
             if len(layers) < len(values):
                 values = values[list(layers)]

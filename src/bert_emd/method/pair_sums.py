@@ -17,6 +17,8 @@ _CHUNK = 1024
 # (s - t)² = s² + t² - 2st loses digits where the left side is small against the right: below this ratio the
 # differences themselves are taken.
 _TOO_CLOSE = 0.1
+# Elements of the differences that are taken in one call.
+_AT_ONCE = 1 << 18
 # With fewer elements than this the rounding of products does not average out, and differences cost next to nothing.
 _SMALL = 1 << 18
 
@@ -58,23 +60,15 @@ def pair_sums(
         squares_N: [N] float64, to which Σ_k t_jk² is added where it is given.
     """
     m, n = len(student_MK), len(teacher_NK)
-    if on_cpu(student_MK) and not small and student_MK.dtype != torch.float64 and m * n > m + n:
-        norms_M, norms_N, total_MN = _by_product(student_MK, teacher_NK)
-        pairs = too_close(total_MN, norms_M, norms_N)
-        if squares_N is not None:
-            squares_N += norms_N
-    else:
+    if not on_cpu(student_MK) or small or student_MK.dtype == torch.float64 or m * n <= m + n:
         if squares_N is not None:
             squares_N += _squares(teacher_NK)
-        if not on_cpu(student_MK):
-            return _by_distance(student_MK, teacher_NK)
-        pairs = [(i, j) for i in range(m) for j in range(n)]
-        total_MN = student_MK.new_empty(m, n, dtype=torch.float64)
-    difference = torch.empty_like(student_MK[0])
-    for i, j in pairs:
-        torch.sub(student_MK[i], teacher_NK[j], out=difference)
-        # `sum` adds pairwise; a norm or a dot product adds in sequence and loses digits on long rows.
-        total_MN[i, j] = difference.square_().sum()
+        return (_by_differences if on_cpu(student_MK) else _by_distance)(student_MK, teacher_NK)
+    norms_M, norms_N, total_MN = _by_product(student_MK, teacher_NK)
+    if squares_N is not None:
+        squares_N += norms_N
+    for i, j in too_close(total_MN, norms_M, norms_N):
+        total_MN[i, j] = _by_differences(student_MK[i : i + 1], teacher_NK[j : j + 1])[0, 0]
     return total_MN
 
 
@@ -94,6 +88,18 @@ def _by_product(student_MK: Tensor, teacher_NK: Tensor) -> tuple[Tensor, Tensor,
         s, t = (_chunks(x, start, stop, width) for x in (student_MK, teacher_NK))
         cross_MN += torch.bmm(s, t.transpose(1, 2)).sum(0, dtype=torch.float64)
     return norms_M, norms_N, norms_M[:, None] + norms_N - 2 * cross_MN
+
+
+def _by_differences(student_MK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """The differences themselves, a student row against as many teacher rows at a time as fit a cache."""
+    total_MN = student_MK.new_empty(len(student_MK), len(teacher_NK), dtype=torch.float64)
+    rows = max(1, _AT_ONCE // student_MK.shape[1])
+    room = torch.empty_like(teacher_NK[:rows])
+    for total_N, s in zip(total_MN, student_MK, strict=True):
+        for total, t in zip(total_N.split(rows), teacher_NK.split(rows), strict=True):  # type: ignore[no-untyped-call]
+            # `sum` adds pairwise; a norm or a dot product adds in sequence and loses digits on long rows.
+            total.copy_(torch.sub(t, s, out=room[: len(t)]).square_().sum(1))
+    return total_MN
 
 
 def _squares(rows_MK: Tensor) -> Tensor:
