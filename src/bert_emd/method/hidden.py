@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bert_emd.method.hidden_pieces import Rows, Space
-from bert_emd.method.pair_sums import on_cpu, pair_sums, result_dtype, used_layers
+from bert_emd.method.pair_sums import pair_sums, result_dtype, used_layers
 from bert_emd.method.projected import Projected, State
 
 __all__ = ["streamed_hidden_distances"]
@@ -187,6 +187,10 @@ class _Mix:
         self.total = Space(rows, len(projected), rows.width, rows.dtype)
         # Room for Y, where its differences are taken; elsewhere G grows out of it.
         self.student_room = self.total if all(projected) else Space(rows, len(projected), rows.width, rows.dtype)
+        self.users: list[list[tuple[int, float, bool]]] = []
+        """Of each of the teacher's layers, on a CPU: the i with a weight, the weight, and whether i is projected."""
+        if rows.on_cpu:
+            self.users = [[(i, w, projected[i]) for i, w in enumerate(column) if w] for column in weights_MN.T.tolist()]
 
     def of(self, teacher: Sequence[Tensor], piece: slice) -> Tensor:
         """[M, R, D], of the teacher's layers that have a weight; the next piece overwrites it."""
@@ -195,27 +199,28 @@ class _Mix:
         for run, wide_mRD in zip(self.runs, torch.split(student_MRD, counts), strict=True):
             run.project(wide_mRD, piece, again=True)
         torch.mul(student_MRD, self.own_M, out=total_MRD)
-        for layer, weights_M in zip(teacher, self.weights_MN.T, strict=True):
-            t = self.rows.view(layer, piece, self.teacher_room.of(piece))
-            _subtract(total_MRD, student_MRD, t, weights_M, self.projected_M)
+        taken = (self.rows.view(layer, piece, self.teacher_room.of(piece)) for layer in teacher)
+        if self.users:
+            for t, users in zip(taken, self.users, strict=True):
+                _subtract(total_MRD.unbind(0), student_MRD.unbind(0), t, users)
+            return total_MRD
+        s_MRD = torch.where(self.projected_M[:, None, None], 0.0, student_MRD)
+        for t, weights_M in zip(taken, self.weights_MN.T, strict=True):
+            total_MRD.addcmul_(s_MRD - t, weights_M[:, None, None].to(t.dtype))
         return total_MRD
 
 
-def _subtract(total_MRD: Tensor, student_MRD: Tensor, t: Tensor, weights_M: Tensor, projected_M: Tensor) -> None:
+def _subtract(
+    totals: Sequence[Tensor], student: Sequence[Tensor], t: Tensor, users: Sequence[tuple[int, float, bool]]
+) -> None:
     """Add g_i (s_i - t), or -g_i t where s_i Σ g is in the total already: for projected states."""
-    if not on_cpu(t):
-        s = torch.where(projected_M[:, None, None], 0.0, student_MRD)
-        total_MRD.addcmul_(s - t, weights_M[:, None, None].to(t.dtype))
-        return
     difference: Tensor | None = None
-    for total, s, weight, projected in zip(
-        total_MRD, student_MRD, weights_M.tolist(), projected_M.tolist(), strict=True
-    ):
-        if weight != 0 and projected:
-            total.sub_(t, alpha=weight)
-        elif weight != 0:
-            difference = torch.sub(s, t, out=torch.empty_like(t) if difference is None else difference)
-            total.add_(difference, alpha=weight)
+    for i, weight, projected in users:
+        if projected:
+            totals[i].sub_(t, alpha=weight)
+        else:
+            difference = torch.sub(student[i], t, out=torch.empty_like(t) if difference is None else difference)
+            totals[i].add_(difference, alpha=weight)
 
 
 class _Run:
@@ -245,12 +250,16 @@ class _Run:
             self.rows.take(self.states, piece, wide_mRD)
             return
         self.rows.take(self.states, piece, self.space.of(piece))
-        flat, made = wide_mRD.flatten(0, 1), self._kept(piece)
-        if made is None or not again:
-            room = flat if made is None and flat.dtype == self.dtype else made
-            made = torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=room)
-        if made is not flat:
-            flat.copy_(made)
+        flat, kept = wide_mRD.flatten(0, 1), self._kept(piece)
+        if kept is not None and again:
+            flat.copy_(kept)
+        elif flat.dtype == self.dtype:
+            # Made in a space that is used again and copied from there: the room to keep is memory not in any cache.
+            torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=flat)
+            if kept is not None:
+                kept.copy_(flat)
+        else:
+            flat.copy_(torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=kept))
         self.rows.blank(wide_mRD, piece)
 
     def _kept(self, piece: slice) -> Tensor | None:

@@ -35,12 +35,14 @@ class Rows:
         """The working precision."""
         self.index: Tensor | None = None
         """The kept rows, on a CPU where many are not."""
-        self.padded: Tensor | None = None
-        """The other rows, rising, on a CPU where they are few: they are zeroed."""
+        self.padded: list[Tensor] = []
+        """The other rows of each piece, counted from its start, on a CPU where they are few: they are zeroed."""
         self.dropped: Tensor | None = None
         """Which rows to zero, elsewhere: to count them would mean to wait for the device."""
         self.count: Any = self.total
         """Over how many rows the mean runs."""
+        kind = "cpu" if self.on_cpu else "other"
+        self.step = max(1, min(_MOST_ROWS[kind], _PIECE[kind] // (self.width * layers)))
         if mask is not None and self.on_cpu:
             keep = mask.reshape(-1).bool()
             self.count = int(keep.sum())
@@ -48,13 +50,11 @@ class Rows:
                 self.index = keep.nonzero().squeeze(1)
                 self.total = self.count
             elif self.count < self.total:
-                self.padded = (~keep).nonzero().squeeze(1)
+                self.padded = [part.logical_not().nonzero().squeeze(1) for part in keep.split(self.step)]  # type: ignore[no-untyped-call]
         elif mask is not None:
             self.dropped = ~mask.reshape(-1).bool()
             self.count = self.total - self.dropped.sum()
         self.small = is_small(self.count * self.width if self.on_cpu else self.total * self.width)
-        kind = "cpu" if self.on_cpu else "other"
-        self.step = max(1, min(_MOST_ROWS[kind], _PIECE[kind] // (self.width * layers)))
 
     def precise(self) -> Rows:
         """The same rows in float64."""
@@ -80,17 +80,15 @@ class Rows:
 
     def view(self, layer: Tensor, piece: slice, out: Tensor) -> Tensor:
         """The rows of one layer, [R, width], in the working precision; through ``out`` where need be."""
-        if self.index is None and self.padded is None and self.dropped is None and layer.dtype == self.dtype:
+        if self.index is None and not self.padded and self.dropped is None and layer.dtype == self.dtype:
             return layer.reshape(-1, self.width)[piece]
         self.take([layer], piece, out)
         return out[0]
 
     def blank(self, space: Tensor, piece: slice) -> None:
         """Zero the padded rows among those of a piece [layers, R, width]."""
-        if self.padded is not None:
-            first, last = torch.searchsorted(self.padded, torch.tensor([piece.start, piece.stop])).tolist()
-            if first < last:
-                space.index_fill_(1, self.padded[first:last] - piece.start, 0)
+        if self.padded:
+            space.index_fill_(1, self.padded[piece.start // self.step], 0)
         elif self.dropped is not None:
             # Not a product with zero: padding may hold anything.
             space.masked_fill_(self.dropped[piece, None], 0)
