@@ -50,12 +50,13 @@ class AttentionDistances(torch.autograd.Function):
                 for i, j in too_close(total_MN, norms[:m], norms[m:], _ROUNDED / pieces.elements):
                     other = teacher.at(j) if isinstance(teacher, Scores) else teacher[j]
                     total_MN[i, j] = _in_float64(mask, student[i], other, average) / pieces.unit**2
-        scale = pieces.unit**2 / pieces.count
+        # The sums first: elsewhere than on a CPU the count is a tensor, over which a number would be float32.
+        means_MN = (total_MN * pieces.unit**2 / pieces.count).to(result_dtype(list(flat)))
         if not squares:
-            return (total_MN * scale).to(result_dtype(list(flat))), None
-        squares_N = squares_N * scale
+            return means_MN, None
+        squares_N = squares_N * pieces.unit**2 / pieces.count
         ctx.mark_non_differentiable(squares_N)
-        return (total_MN * scale).to(result_dtype(list(flat))), squares_N
+        return means_MN, squares_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable

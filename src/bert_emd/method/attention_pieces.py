@@ -261,7 +261,7 @@ class Pieces:
         return found
 
     def one_by_one(self, piece: Piece) -> bool:
-        """Whether each layer is a run of its own, as its queries and keys need no copy."""
+        """Whether each layer is a run of its own: elsewhere the queries and keys of several are put together."""
         return not self.on_cpu or (len(piece.lengths) == 1 and not self._copied)
 
     def _together(self, sides: Sequence[Side], piece: Piece, name: str) -> Tensor:

@@ -200,7 +200,7 @@ class _Mix:
             run.project(wide_mRD, piece, again=True)
         torch.mul(student_MRD, self.own_M, out=total_MRD)
         taken = (self.rows.view(layer, piece, self.teacher_room.of(piece)) for layer in teacher)
-        if self.users:
+        if self.rows.on_cpu:
             for t, users in zip(taken, self.users, strict=True):
                 _subtract(total_MRD.unbind(0), student_MRD.unbind(0), t, users)
             return total_MRD
