@@ -11,12 +11,14 @@ import reference
 import torch
 from torch import Tensor
 
-from bert_emd.method import Scores, attention_distances
+from bert_emd.method import Projected, Scores, attention_distances, hidden_distances
 from bert_emd.method.attention_pieces import Pieces
+from bert_emd.method.hidden_pieces import Rows
 
 BATCH, LENGTH, HEADS, WIDTH = 6, 24, 3, 8
 MASK = (torch.arange(LENGTH) < torch.tensor([24, 20, 20, 13, 24, 6])[:, None]).long()
 SCATTERED = (torch.arange(LENGTH) < torch.tensor([6, 24, 5, 7, 9, 6])[:, None]).long()
+FEW = (torch.arange(LENGTH) < torch.tensor([24, 24, 20, 24, 24, 22])[:, None]).long()
 HOLES = MASK * (torch.arange(LENGTH) % 4 != 1)
 
 
@@ -29,6 +31,9 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_PIECE", {"cpu": 1 << 12, "other": 1 << 12})
     monkeypatch.setattr(pieces, "_PIECE_OF_ROW", 1 << 12)
     monkeypatch.setattr(pieces, "_PIECE_OF_PRODUCTS", 1 << 12)
+    monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_MOST_ROWS", {"cpu": 16, "other": 16})
+    # Two or three rows' differences at a time.
+    monkeypatch.setattr(sys.modules["bert_emd.method.pair_sums"], "_AT_ONCE", 1 << 12)
 
 
 Costs = Callable[[Sequence[Tensor]], Tensor]
@@ -37,7 +42,7 @@ Costs = Callable[[Sequence[Tensor]], Tensor]
 def attention(
     mask: Tensor | None, teachers: int, *, width: int = WIDTH, given: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], Costs, Costs]:
-    student = [(normal(i, BATCH, HEADS, LENGTH, width) * (1 + i)).to(dtype) for i in range(4)]
+    student = [(normal(i, BATCH, HEADS, LENGTH, width) * (1 + i)).to(dtype) for i in range(6)]
     shape = BATCH, HEADS, LENGTH, WIDTH
     teacher = [(normal(9 + i, *shape).to(dtype), normal(19 + i, *shape).to(dtype)) for i in range(1, teachers + 1)]
     there: Sequence[tuple[Tensor, Tensor]] | Scores = teacher
@@ -62,8 +67,30 @@ def attention(
     )
 
 
+def hidden(mask: Tensor | None, teachers: int, *, narrow: int = 0) -> tuple[list[Tensor], Costs, Costs]:
+    """With a projection, ``narrow`` wide before it: kept for the backward pass where there are many teacher layers."""
+    student = [normal(40 + i, BATCH, LENGTH, narrow or WIDTH) * (1 + i) for i in range(2)]
+    teacher = [normal(50 + i, BATCH, LENGTH, WIDTH) for i in range(teachers)]
+    projection = [normal(60, WIDTH, narrow), normal(61, WIDTH)] if narrow else []
+    rows = Rows(mask, teacher[0], 2 + teachers, torch.float32)
+    assert len(list(rows.pieces())) > 3
+    assert not rows.padded or {len(part) for part in rows.padded} > {0}
+
+    def loop(x: Sequence[Tensor]) -> Tensor:
+        wide = [s @ x[2].T + x[3] for s in x[:2]] if narrow else list(x)
+        return reference.hidden_costs(wide, [t.double() for t in teacher], mask)
+
+    return (
+        [*student, *projection],
+        lambda x: hidden_distances([Projected(s, x[2], x[3]) for s in x[:2]] if narrow else x, teacher, mask),
+        loop,
+    )
+
+
 CASES = {
     "attention": attention,
+    "hidden": hidden,
+    "projected": partial(hidden, narrow=5),
     "other width": partial(attention, width=5),
     "given scores": partial(attention, given=True),
     "bfloat16": partial(attention, dtype=torch.bfloat16),
@@ -72,7 +99,9 @@ CASES = {
 
 @pytest.mark.parametrize("teachers", [2, 7])
 @pytest.mark.parametrize("every", [1, 3], ids=["all pairs", "every third pair"])
-@pytest.mark.parametrize("mask", [None, MASK, SCATTERED, HOLES], ids=["no mask", "mask", "scattered", "holes"])
+@pytest.mark.parametrize(
+    "mask", [None, MASK, SCATTERED, HOLES, FEW], ids=["no mask", "mask", "scattered", "holes", "few"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_costs_and_gradients_are_the_loops(case: str, mask: Tensor | None, every: int, teachers: int) -> None:
     """With weights for few pairs, as a plan has, and for all."""
