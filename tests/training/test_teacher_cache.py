@@ -398,9 +398,8 @@ def test_the_batches_of_a_cached_run_are_those_of_a_plain_one(
     assert same_tensors(one, two)
     for name, tensor in plain.items():
         # A key's bias adds the same to all scores of a query, so softmax does not see it: its gradient is rounding
-        # alone, which Adam scales to whole steps, on some processors more than 1e-5 apart.
-        if not name.endswith("key.bias"):
-            torch.testing.assert_close(one[name], tensor, rtol=0, atol=1e-5)
+        # alone, which Adam scales up, on some processors to more than 1e-5.
+        torch.testing.assert_close(one[name], tensor, rtol=0, atol=1e-3 if name.endswith("key.bias") else 1e-5)
 
 
 def test_a_short_disk_is_seen_before_the_run(
