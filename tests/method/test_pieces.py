@@ -32,7 +32,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_PIECE_OF_ROW", 1 << 12)
     monkeypatch.setattr(pieces, "_PIECE_OF_PRODUCTS", 1 << 12)
     monkeypatch.setattr(sys.modules["bert_emd.method.hidden_pieces"], "_MOST_ROWS", {"cpu": 16, "other": 16})
-    # Two or three rows' differences at a time.
+    # The differences of a few rows at a time.
     monkeypatch.setattr(sys.modules["bert_emd.method.pair_sums"], "_AT_ONCE", 1 << 12)
 
 

@@ -201,8 +201,9 @@ class _Mix:
         torch.mul(student_MRD, self.own_M, out=total_MRD)
         taken = (self.rows.view(layer, piece, self.teacher_room.of(piece)) for layer in teacher)
         if self.rows.on_cpu:
+            totals, student = total_MRD.unbind(0), student_MRD.unbind(0)
             for t, users in zip(taken, self.users, strict=True):
-                _subtract(total_MRD.unbind(0), student_MRD.unbind(0), t, users)
+                _subtract(totals, student, t, users)
             return total_MRD
         s_MRD = torch.where(self.projected_M[:, None, None], 0.0, student_MRD)
         for t, weights_M in zip(taken, self.weights_MN.T, strict=True):
@@ -253,13 +254,14 @@ class _Run:
         flat, kept = wide_mRD.flatten(0, 1), self._kept(piece)
         if kept is not None and again:
             flat.copy_(kept)
-        elif flat.dtype == self.dtype:
-            # Made in a space that is used again and copied from there: the room to keep is memory not in any cache.
-            torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=flat)
-            if kept is not None:
-                kept.copy_(flat)
         else:
-            flat.copy_(torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=kept))
+            # In a space that is used again where it can be: the room to keep is memory not in any cache.
+            direct = flat.dtype == self.dtype
+            made = torch.addmm(self.offset, self.narrow(piece), self.matrix.t(), out=flat if direct else kept)
+            if not direct:
+                flat.copy_(made)
+            elif kept is not None:
+                kept.copy_(made)
         self.rows.blank(wide_mRD, piece)
 
     def _kept(self, piece: slice) -> Tensor | None:
